@@ -1,0 +1,17 @@
+"""Music Transformer as a Transformers model; importing this package registers it with the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .configuration_music_tx import MusicTxConfig
+from .modeling_music_tx import MusicTxForCausalLM, MusicTxModel, MusicTxPreTrainedModel
+
+AutoConfig.register("music_tx", MusicTxConfig)
+AutoModel.register(MusicTxConfig, MusicTxModel)
+AutoModelForCausalLM.register(MusicTxConfig, MusicTxForCausalLM)
+
+# A saved model brings its code along, so that it loads where this package is not installed.
+MusicTxConfig.register_for_auto_class()
+MusicTxModel.register_for_auto_class("AutoModel")
+MusicTxForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = ["MusicTxConfig", "MusicTxForCausalLM", "MusicTxModel", "MusicTxPreTrainedModel"]

@@ -1,0 +1,311 @@
+"""The model is one function of its ids, whichever way it is computed: backend, cache, padding, chunks, window."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, StaticCache
+
+from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM, MusicTxModel
+from modeling_music_tx import relative_attention as attention
+
+IMPLEMENTATIONS = ["blocked_relative", "sdpa", "eager"]
+
+# Weights this large make the relative term matter: at the default 0.02 it is numerically invisible, and a decode that
+# forgets the cache's offset passes every comparison.
+LOUD = {"initializer_range": 0.5}
+
+# Single precision over three loud layers; a wrong offset is off by several units.
+CLOSE = {"atol": 2e-3, "rtol": 1e-3}
+
+
+def make_model(implementation="blocked_relative", seed=0, **fields):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 40, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3}
+    config = MusicTxConfig(**{**sizes, "max_relative_distance": 12, **LOUD, **fields})
+    model = MusicTxForCausalLM(config).eval()
+    model.set_attn_implementation(implementation)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """More than one block of queries at the lengths used here."""
+    monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 40, (2, 40), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def left_padded(ids):
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    return mask
+
+
+def by_hand(model, ids):
+    """The forward pass of one sequence written out with plain tensors, attention by a loop over pairs."""
+    config, state = model.config, {k: v.double() for k, v in model.state_dict().items()}
+
+    def normalise(x, name):
+        mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+        return (x - mean) / (variance + config.layer_norm_eps).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    hidden = state["model.embed_tokens.weight"][ids]  # [L, C]
+    for index in range(config.num_hidden_layers):
+        layer = f"model.layers.{index}"
+        x = normalise(hidden, f"{layer}.input_layernorm") @ state[f"{layer}.self_attn.qkv_proj.weight"].T
+        query, key, value = x.view(len(ids), 3, config.num_attention_heads, config.head_dim).permute(1, 2, 0, 3)
+        table = state[f"{layer}.self_attn.relative_embeddings"]
+        rows = []
+        for i in range(len(ids)):
+            heads = []
+            for h in range(config.num_attention_heads):
+                first = 0 if config.sliding_window is None else max(0, i - config.sliding_window + 1)
+                distances = torch.tensor([min(i - j, table.shape[1] - 1) for j in range(first, i + 1)])
+                logits = (key[h, first : i + 1] + table[h, table.shape[1] - 1 - distances]) @ query[h, i]
+                heads.append((logits / config.head_dim**0.5).softmax(0) @ value[h, first : i + 1])
+            rows.append(torch.cat(heads))
+        hidden = hidden + torch.stack(rows) @ state[f"{layer}.self_attn.o_proj.weight"].T
+        x = normalise(hidden, f"{layer}.post_attention_layernorm")
+        x = torch.nn.functional.gelu(x @ state[f"{layer}.mlp.up_proj.weight"].T + state[f"{layer}.mlp.up_proj.bias"])
+        hidden = hidden + x @ state[f"{layer}.mlp.down_proj.weight"].T + state[f"{layer}.mlp.down_proj.bias"]
+    return (normalise(hidden, "model.norm") @ state["model.embed_tokens.weight"].T).float()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("fields", [{}, {"sliding_window": 9}, {"head_dim": 20}], ids=["plain", "window", "head_dim"])
+@torch.no_grad()
+def test_logits_equal_a_forward_pass_written_by_hand(implementation, fields, ids):
+    model = make_model(implementation, **fields)
+    logits = model(ids).logits
+    for row in range(2):
+        torch.testing.assert_close(logits[row], by_hand(model, ids[row]), **CLOSE)
+
+
+@torch.no_grad()
+def test_the_relative_term_is_loud_enough_here_to_be_missed(ids):
+    model = make_model()
+    logits = model(ids).logits
+    for layer in model.model.layers:
+        layer.self_attn.relative_embeddings.copy_(layer.self_attn.relative_embeddings.roll(1, dims=1))
+    assert (model(ids).logits - logits).abs().median() > 0.5
+
+
+@pytest.mark.parametrize("fields", [{}, {"sliding_window": 9}, {"max_relative_distance": 0}])
+def test_every_backend_has_the_same_gradients(fields, ids, left_padded):
+    gradients = {}
+    # The first real token is predicted from padding, which each backend fills in its own way.
+    labels = ids.masked_fill(left_padded.cumsum(-1) <= 1, -100)
+    for implementation in IMPLEMENTATIONS:
+        model = make_model(implementation, **fields)
+        model(ids, attention_mask=left_padded, labels=labels).loss.backward()
+        gradients[implementation] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    for implementation in IMPLEMENTATIONS[1:]:
+        difference = (gradients[implementation] - gradients["blocked_relative"]).norm()
+        assert difference < 1e-4 * gradients["blocked_relative"].norm()
+
+
+@torch.no_grad()
+def test_flex_attention_equals_the_default_on_a_forward_pass(ids):
+    expected = make_model()(ids).logits
+    torch.testing.assert_close(make_model("flex_attention")(ids).logits, expected, **CLOSE)
+
+
+def test_attention_that_takes_no_bias_is_refused():
+    with pytest.raises((ValueError, ImportError)):
+        make_model("flash_attention_2")
+
+
+CHUNKS = {"token-by-token": [1] * 40, "prefill-then-decode": [31] + [1] * 9, "chunks": [10, 1, 7, 1, 21]}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("window", [None, 9], ids=["full", "window"])
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS.keys())
+@torch.no_grad()
+def test_cached_logits_equal_uncached_ones(implementation, cache, window, chunks, ids, left_padded):
+    model = make_model(implementation, sliding_window=window)
+    expected = model(ids, attention_mask=left_padded).logits
+    past = DynamicCache(config=model.config) if cache == "dynamic" else StaticCache(model.config, max_cache_len=48)
+    logits, seen = [], 0
+    for length in chunks:
+        part, seen = ids[:, seen : seen + length], seen + length
+        output = model(part, attention_mask=left_padded[:, :seen], past_key_values=past, use_cache=True)
+        logits.append(output.logits)
+    real = left_padded.bool()
+    torch.testing.assert_close(torch.cat(logits, dim=1)[real], expected[real], **CLOSE)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("window", [None, 9], ids=["full", "window"])
+@torch.no_grad()
+def test_padding_on_either_side_changes_nothing(implementation, window, ids, left_padded):
+    model = make_model(implementation, sliding_window=window)
+    alone = model(ids[:1, 7:]).logits
+    torch.testing.assert_close(model(ids, attention_mask=left_padded).logits[:1, 7:], alone, **CLOSE)
+    right = torch.cat([ids[:, 7:], torch.zeros(2, 7, dtype=torch.long)], dim=1)
+    mask = torch.ones_like(right)
+    mask[:, -7:] = 0
+    torch.testing.assert_close(model(right, attention_mask=mask).logits[:1, :-7], alone, **CLOSE)
+
+
+@torch.no_grad()
+def test_shifted_positions_change_nothing(ids):
+    model = make_model()
+    shifted = model(ids, position_ids=torch.arange(40)[None] + 1000).logits
+    torch.testing.assert_close(shifted, model(ids).logits)
+
+
+@torch.no_grad()
+def test_a_window_forgets_what_it_no_longer_sees(ids):
+    """Three layers of a window of 9 reach back 3 · 8 tokens; what lies before them is as if it had never been."""
+    model = make_model(sliding_window=9)
+    torch.testing.assert_close(model(ids[:, 15:]).logits[:, -1], model(ids).logits[:, -1], **CLOSE)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@torch.no_grad()
+def test_a_mask_of_the_caller_s_own_takes_distances_from_position_ids(implementation, ids):
+    """Two continuations of one prefix side by side in one row, as tree decoding lays them out."""
+    model = make_model(implementation)
+    prefix, first, second = ids[:1, :20], ids[:1, 20:26], ids[1:, 20:26]
+    row = torch.cat([prefix, first, second], dim=1)
+    visible = torch.ones(32, 32, dtype=torch.bool).tril()
+    visible[26:, 20:26] = False
+    mask = visible[None, None]
+    if implementation == "eager":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    positions = torch.cat([torch.arange(26), torch.arange(20, 26)])[None]
+    logits = model(row, attention_mask=mask, position_ids=positions).logits
+    expected = model(torch.cat([prefix, second], dim=1)).logits[:, 20:]
+    torch.testing.assert_close(logits[:, 26:], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@torch.no_grad()
+def test_packed_sequences_do_not_see_each_other(implementation, ids):
+    model = make_model(implementation)
+    positions = torch.cat([torch.arange(15), torch.arange(25)])[None]
+    packed = model(ids[:1], position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(packed[:, 15:], model(ids[:1, 15:]).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_generate_is_the_same_with_and_without_cache_for_left_padded_prompts(implementation, search, ids, left_padded):
+    model = make_model(implementation)
+    prompt, mask = ids[:, :20], left_padded[:, :20]
+    settings = {"max_new_tokens": 12, "do_sample": False, "attention_mask": mask, "eos_token_id": None, **search}
+    cached = model.generate(prompt, **settings)
+    assert cached.shape == (2, 32)
+    assert cached.tolist() == model.generate(prompt, use_cache=False, **settings).tolist()
+    assert cached.tolist() == model.generate(prompt, cache_implementation="static", **settings).tolist()
+
+
+def test_a_batch_of_prompts_generates_what_each_generates_alone(ids, left_padded):
+    model = make_model()
+    settings = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None}
+    batch = model.generate(ids[:, :20], attention_mask=left_padded[:, :20], **settings)
+    alone = model.generate(ids[:1, 7:20], **settings)
+    assert batch[0, 20:].tolist() == alone[0, 13:].tolist()
+
+
+def test_generation_beyond_the_window_keeps_the_cache_at_constant_size(ids):
+    model = make_model(sliding_window=9)
+    output = model.generate(
+        ids[:, :4], max_new_tokens=60, do_sample=False, eos_token_id=None, return_dict_in_generate=True
+    )
+    assert output.past_key_values.layers[0].keys.shape[2] <= 9
+    # The last choice is that of a fresh run over the stretch that three layers of the window reach back.
+    assert model(output.sequences[:, -26:-1]).logits[:, -1].argmax(-1).tolist() == output.sequences[:, -1].tolist()
+
+
+def test_only_eager_attention_returns_its_weights_and_they_sum_to_one(ids):
+    weights = make_model("eager")(ids, output_attentions=True).attentions
+    assert len(weights) == 3 and weights[0].shape == (2, 4, 40, 40)
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, 4, 40))
+
+
+def test_without_the_relative_term_the_order_of_the_past_does_not_matter(ids):
+    model = make_model("sdpa", max_relative_distance=0, num_hidden_layers=1)
+    assert model.model.layers[0].self_attn.relative_embeddings is None
+    shuffled = torch.cat([ids[:, torch.randperm(39)], ids[:, 39:]], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(shuffled).logits[:, -1], model(ids).logits[:, -1], **CLOSE)
+
+
+@torch.no_grad()
+def test_sinusoids_follow_the_cache(ids):
+    model = make_model(position_embedding="sinusoidal", max_relative_distance=0)
+    past = DynamicCache(config=model.config)
+    expected = model(ids).logits
+    assert not torch.allclose(model(ids.flip(1)).logits[:, -1], expected[:, -1])
+    first = model(ids[:, :30], past_key_values=past, use_cache=True).logits
+    rest = model(ids[:, 30:], past_key_values=past, use_cache=True).logits
+    torch.testing.assert_close(torch.cat([first, rest], dim=1), expected, **CLOSE)
+
+
+def test_gradient_checkpointing_changes_no_gradient_with_dropout_on(ids):
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model(attention_dropout=0.3, hidden_dropout=0.2).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(7)
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_initial_weights_have_the_spread_that_is_written_down():
+    model = make_model(initializer_range=0.02, hidden_size=128, intermediate_size=512, num_hidden_layers=8)
+    layer = model.model.layers[0]
+    assert layer.self_attn.qkv_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert layer.self_attn.relative_embeddings.std().item() == pytest.approx(0.02, rel=0.1)
+    for residual in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        assert residual.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_the_auto_classes_know_the_model():
+    config = MusicTxConfig(vocab_size=40, hidden_size=48)
+    assert type(AutoModel.from_config(config)) is MusicTxModel
+    assert type(AutoModelForCausalLM.from_config(config)) is MusicTxForCausalLM
+
+
+def test_a_saved_model_loads_and_generates_where_the_package_is_not_installed(tmp_path, ids):
+    model = make_model()
+    model.save_pretrained(tmp_path / "saved")
+    script = """
+import json, sys, torch
+from transformers import AutoModel, AutoModelForCausalLM
+folder, ids = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+assert "modeling_music_tx" not in sys.modules and type(base).__name__ == "MusicTxModel"
+torch.testing.assert_close(base(ids).last_hidden_state, model.model(ids).last_hidden_state)
+print(json.dumps(model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None).tolist()))
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    environment.pop("PYTHONPATH", None)
+    prompt = ids[:, :10]
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "saved"), json.dumps(prompt.tolist())],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    expected = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert json.loads(result.stdout.splitlines()[-1]) == expected.tolist()
+    assert not [path.name for path in (tmp_path / "saved").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
