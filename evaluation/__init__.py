@@ -1,0 +1,1 @@
+"""Judging finished music by number, eye and ear."""
