@@ -248,7 +248,7 @@ class MusicTxModel(MusicTxPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        # A 4D mask over just the queries: the caller lays out the sequence. (`generate` makes one over a static cache.)
+        # A 4D mask over the queries alone is the caller's own layout; `generate` makes larger ones for static caches.
         own_layout = attention_mask is not None and attention_mask.shape[2:] == (inputs_embeds.shape[1],) * 2
         create_mask = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
         mask = create_mask(

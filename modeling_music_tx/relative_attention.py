@@ -142,15 +142,19 @@ def relative_logits(
 
     reach = offset + query_length
     if query_length == 1:
-        # The last rows of the table line up with the keys as they are.
+        # The last rows of the table line up with the keys as they are: no copy of the table, whatever its length.
         known = relative_embeddings[:, max(relative_embeddings.shape[1] - reach, 0) :]
         logits = by_head @ known.transpose(1, 2)  # [H, B, min(K, M)]
-        logits = nn.functional.pad(logits, (reach - known.shape[1], 0), mode="replicate")[:, :, None]
+        if known.shape[1] < reach:
+            logits = nn.functional.pad(logits, (reach - known.shape[1], 0), mode="replicate")
+        logits = logits[:, :, None]
     else:
         products = by_head @ band(relative_embeddings, reach, padding=query_length).transpose(1, 2)  # [H, B·Q, K + Q]
         logits = skew(products.view(heads * batch, query_length, -1)).unflatten(0, (heads, batch))
-    # Keys after the last query's own, in a static cache, are hidden by the mask.
-    return nn.functional.pad(logits, (0, key_length - reach)).transpose(0, 1)
+    if reach < key_length:
+        # A static cache goes on after the last query's own key; the mask hides what is there.
+        logits = nn.functional.pad(logits, (0, key_length - reach))
+    return logits.transpose(0, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -230,7 +230,8 @@ def test_generation_beyond_the_window_keeps_the_cache_at_constant_size(ids):
 
 def test_only_eager_attention_returns_its_weights_and_they_sum_to_one(ids):
     weights = make_model("eager")(ids, output_attentions=True).attentions
-    assert len(weights) == 3 and weights[0].shape == (2, 4, 40, 40)
+    assert len(weights) == 3
+    assert weights[0].shape == (2, 4, 40, 40)
     torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, 4, 40))
 
 

@@ -29,7 +29,7 @@ def by_double_loop(query, key, value, embeddings, scaling, key_mask=None, window
                 seen, logits = [], []
                 for j in range(offset + i + 1):
                     distance = offset + i - j
-                    if window is not None and distance >= window or key_mask is not None and not key_mask[b, j]:
+                    if (window is not None and distance >= window) or (key_mask is not None and not key_mask[b, j]):
                         continue
                     row = embeddings.shape[1] - 1 - min(distance, embeddings.shape[1] - 1)
                     logits.append((query[b, h, i] @ key[b, h, j] + query[b, h, i] @ embeddings[h, row]) * scaling)
