@@ -1,0 +1,331 @@
+"""The tokenizer as a user of Transformers and of MidiTok meets it."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from symusic import ControlChange, Note, Score, Tempo, Track
+from transformers import AutoTokenizer
+
+from tokenization import MusicTxTokenizer, Performance
+
+TOKENIZER = MusicTxTokenizer()
+BROKEN = {
+    "empty": "not a MIDI file",
+    "text": "not a MIDI file",
+    "truncated": "not a MIDI file, or a broken one",
+    "bytes stripped": "not a MIDI file, or a broken one",
+    "no tracks": "no notes",
+    "no time": "0 ticks per quarter",
+    "no notes": "no notes",
+    "only drums": "only drums",
+}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def piece(make_score):
+    """Return the ids of a piece, without BOS."""
+    return TOKENIZER.encode(make_score(seed=2), add_special_tokens=False)
+
+
+def test_the_vocabulary_is_the_papers_after_pad_bos_and_eos():
+    vocabulary = TOKENIZER.get_vocab()
+    assert list(vocabulary.values()) == list(range(391))
+    assert len(TOKENIZER) == TOKENIZER.vocab_size == 391
+    assert [TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id] == [0, 1, 2]
+    for token, id_ in {
+        "NoteOn_0": 3, "NoteOn_127": 130, "NoteOff_0": 131, "NoteOff_127": 258,
+        "TimeShift_1": 259, "TimeShift_100": 358, "Velocity_2": 359, "Velocity_6": 360, "Velocity_126": 390,
+    }.items():  # fmt: skip
+        assert vocabulary[token] == id_
+        assert TOKENIZER.convert_tokens_to_ids(token) == id_
+        assert TOKENIZER.convert_ids_to_tokens(id_) == token
+
+
+def test_a_path_the_bytes_and_the_score_give_the_same_ids(midi_folder):
+    path = midi_folder / "one.mid"
+    ids = TOKENIZER(path)["input_ids"]
+    assert TOKENIZER(str(path))["input_ids"] == ids
+    assert TOKENIZER(path.read_bytes())["input_ids"] == ids
+    assert TOKENIZER(Score(path))["input_ids"] == ids
+
+
+def test_a_score_in_quarters_or_seconds_is_read_too(make_score):
+    ids = TOKENIZER.encode(make_score(seed=2))
+    assert TOKENIZER.encode(make_score(seed=2).to("quarter")) == ids
+    assert len(TOKENIZER.encode(make_score(seed=2).to("second"))) == pytest.approx(len(ids), abs=3)
+
+
+def test_a_piece_begins_with_bos_and_has_no_eos(make_score, piece):
+    assert TOKENIZER(make_score(seed=2))["input_ids"] == [1, *piece]
+    assert TOKENIZER(make_score(seed=2), add_special_tokens=False)["input_ids"] == piece
+    assert 2 not in piece
+
+
+def test_the_papers_example_is_written_as_in_the_paper():
+    # A C major arpeggio with the sustain pedal down, then an F: Huang et al., appendix A.2, in ticks of 10 ms.
+    score = Score(50)
+    score.tempos.append(Tempo(0, 120))
+    track = Track(program=0)
+    for start, pitch in ((0, 60), (50, 64), (100, 67)):
+        track.notes.append(Note(start, 50, pitch, 80))
+    track.notes.append(Note(250, 50, 65, 100))
+    track.controls.extend([ControlChange(0, 64, 127), ControlChange(200, 64, 0)])
+    score.tracks.append(track)
+    assert TOKENIZER.decode(TOKENIZER(score)["input_ids"]) == (
+        "BOS_None Velocity_78 NoteOn_60 TimeShift_50 NoteOn_64 TimeShift_50 NoteOn_67 TimeShift_100 NoteOff_60 "
+        "NoteOff_64 NoteOff_67 TimeShift_50 Velocity_98 NoteOn_65 TimeShift_50 NoteOff_65"
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_padded_truncated_and_becomes_tensors(make_score, side):
+    short, long = make_score(seed=1, seconds=1.0), make_score(seed=2, seconds=20.0)
+    ids = TOKENIZER(short)["input_ids"]
+    batch = TOKENIZER(
+        [short, long],
+        padding=True,
+        padding_side=side,
+        truncation=True,
+        max_length=len(ids) + 5,
+        return_tensors="pt",
+        return_special_tokens_mask=True,
+    )
+    pad = slice(0, 5) if side == "left" else slice(len(ids), len(ids) + 5)
+    music = slice(5, None) if side == "left" else slice(0, len(ids))
+    assert batch["input_ids"].shape == (2, len(ids) + 5)
+    assert batch["input_ids"][0, music].tolist() == ids
+    assert batch["input_ids"][0, pad].tolist() == [0] * 5
+    assert batch["attention_mask"].sum(1).tolist() == [len(ids), len(ids) + 5]
+    assert batch["attention_mask"][0, pad].tolist() == [0] * 5
+    assert batch["input_ids"][1].tolist() == TOKENIZER(long)["input_ids"][: len(ids) + 5]
+    assert batch["special_tokens_mask"].sum(1).tolist() == [6, 1]
+
+
+def test_padding_is_on_the_left_unless_asked_otherwise():
+    assert TOKENIZER([[5, 6, 7], [5]], padding=True)["input_ids"] == [[1, 5, 6, 7], [0, 0, 1, 5]]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
+def test_ids_pass_through(kind):
+    assert TOKENIZER(kind([5, 6, 7]))["input_ids"] == [1, 5, 6, 7]
+    assert TOKENIZER([kind([5, 6, 7]), kind([8])])["input_ids"] == [[1, 5, 6, 7], [1, 8]]
+    assert TOKENIZER(kind([[5, 6], [7, 8]]))["input_ids"] == [[1, 5, 6], [1, 7, 8]]
+
+
+def test_a_score_comes_back_as_the_same_ids(make_score, tmp_path):
+    for seed in range(5):
+        ids = TOKENIZER.encode(make_score(seed))
+        score = TOKENIZER.to_score(ids)
+        assert TOKENIZER.encode(score) == ids
+        score.dump_midi(tmp_path / "again.mid")
+        assert TOKENIZER.encode(tmp_path / "again.mid") == ids
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_ids_whatever_become_a_score(seed):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(-20, 420, 500)
+    score = TOKENIZER.to_score(ids)
+    assert score.note_num() == np.count_nonzero((ids >= 3) & (ids <= 130))
+    assert score.ticks_per_quarter == 500
+    assert [tempo.qpm for tempo in score.tempos] == [120]
+    again = TOKENIZER.encode(score)
+    assert TOKENIZER.encode(Score.from_midi(score.dumps_midi())) == again
+
+
+@pytest.mark.parametrize(
+    "ids", [[], [0], [1, 2], [2**70, -(2**70)], np.array([], dtype=np.uint16), torch.tensor([1])], ids=str
+)
+def test_ids_without_music_become_an_empty_score(ids):
+    assert TOKENIZER.to_score(ids).note_num() == 0
+
+
+def test_several_sequences_at_once_are_no_score():
+    with pytest.raises(ValueError, match="one sequence at a time"):
+        TOKENIZER.to_score([[5, 6], [7, 8]])
+
+
+def test_token_seconds_tell_how_long_a_piece_is(make_score):
+    seconds = TOKENIZER.token_seconds
+    assert seconds.shape == (391,)
+    assert seconds[259] == 0.01
+    assert seconds[358] == 1.0
+    assert np.count_nonzero(seconds) == 100
+    ids = TOKENIZER.encode(make_score(seed=4))
+    assert seconds[ids].sum() == pytest.approx(TOKENIZER.to_score(ids).end() / 1000)
+
+
+def test_augmentation_leaves_pad_bos_and_eos_at_the_ends(piece):
+    ids = np.array([0, 0, 1, *piece, 2, 0], dtype=np.uint16)
+    augmented = TOKENIZER.augment(ids, semitones=2, stretch=1.05)
+    assert augmented.dtype == np.uint16
+    assert augmented[:3].tolist() == [0, 0, 1]
+    assert augmented[-2:].tolist() == [2, 0]
+    before, after = TOKENIZER.to_score(ids), TOKENIZER.to_score(augmented)
+    assert [note.pitch + 2 for note in before.tracks[0].notes] == [note.pitch for note in after.tracks[0].notes]
+    assert after.end() == pytest.approx(1.05 * before.end(), abs=5)
+
+
+def test_augmentation_by_nothing_changes_nothing(piece):
+    for ids in ([1, *piece, 2], piece, piece[7:90], [0, 1], []):
+        assert TOKENIZER.augment(ids).tolist() == ids
+
+
+def test_augmentation_of_two_pieces_at_once_is_refused(piece):
+    with pytest.raises(ValueError, match="more than one piece"):
+        TOKENIZER.augment([1, *piece, 2, 1, *piece, 2])
+
+
+@pytest.mark.parametrize("flaw", BROKEN)
+def test_a_broken_file_is_named_with_what_is_wrong(broken_midis, tmp_path, flaw):
+    path = tmp_path / "broken.mid"
+    path.write_bytes(broken_midis[flaw])
+    with pytest.raises(ValueError, match=rf"broken\.mid: .*{BROKEN[flaw]}"):
+        TOKENIZER(path)
+    with pytest.raises(ValueError, match=BROKEN[flaw]):
+        TOKENIZER(broken_midis[flaw])
+
+
+def test_damaged_files_are_refused_or_give_sound_music(make_score):
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(make_score(seed=9, seconds=20.0, tempo_changes=True).dumps_midi(), dtype=np.uint8)
+    read = 0
+    for _ in range(300):
+        damaged = whole.copy()
+        damaged[rng.integers(22, len(damaged), rng.integers(1, 4))] &= rng.integers(0, 256, dtype=np.uint8)
+        try:
+            ids = TOKENIZER.encode(damaged.tobytes())
+        except ValueError:
+            continue
+        read += 1
+        assert TOKENIZER.encode(TOKENIZER.to_score(ids)) == ids
+    assert 50 < read < 300
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no such piece\.mid"):
+        TOKENIZER("no such piece.mid")
+
+
+@pytest.mark.parametrize(
+    ("music", "message"), [(3.5, "float is no music"), (None, "NoneType is no music"), ([], "empty list")], ids=str
+)
+def test_what_is_no_music_is_refused(music, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        TOKENIZER.encode(music)
+
+
+def test_pairs_of_pieces_are_refused():
+    with pytest.raises(ValueError, match="no pairs"):
+        TOKENIZER([5, 6], [7, 8])
+
+
+def test_an_unknown_token_and_an_unknown_id_are_named():
+    with pytest.raises(ValueError, match="'NoteOn_128' is no token"):
+        TOKENIZER.convert_tokens_to_ids("NoteOn_128")
+    with pytest.raises(ValueError, match="391 is no id"):
+        TOKENIZER.convert_ids_to_tokens(391)
+
+
+def test_text_becomes_tokens_and_tokens_become_text(piece):
+    text = TOKENIZER.decode([1, *piece])
+    assert text.startswith("BOS_None Velocity_")
+    assert TOKENIZER.convert_tokens_to_ids(TOKENIZER.tokenize(text)) == [1, *piece]
+    assert TOKENIZER.decode([1, *piece], skip_special_tokens=True) == text.removeprefix("BOS_None ")
+
+
+def test_what_is_saved_is_loaded_and_saved_again_byte_for_byte(tmp_path, make_score):
+    TOKENIZER.save_pretrained(tmp_path / "first")
+    names = {"miditok.json", "performance.py", "tokenization_music_tx.py", "tokenizer_config.json"}
+    assert set(files_of(tmp_path / "first")) == names
+    for load in (AutoTokenizer, MusicTxTokenizer):
+        loaded = load.from_pretrained(tmp_path / "first")
+        assert type(loaded) is MusicTxTokenizer
+        assert loaded.encode(make_score()) == TOKENIZER.encode(make_score())
+        loaded.save_pretrained(tmp_path / load.__name__)
+        assert files_of(tmp_path / load.__name__) == files_of(tmp_path / "first")
+
+
+def test_the_saved_code_works_where_this_package_is_not(tmp_path, make_score):
+    TOKENIZER.save_pretrained(tmp_path / "saved")
+    make_score().dump_midi(tmp_path / "piece.mid")
+    script = (
+        "import sys, transformers\n"
+        "tokenizer = transformers.AutoTokenizer.from_pretrained('saved', trust_remote_code=True)\n"
+        "tokenizer.save_pretrained('again')\n"
+        "assert 'tokenization' not in sys.modules\n"
+        "print(*tokenizer.encode('piece.mid'))\n"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert [int(id_) for id_ in process.stdout.split()] == TOKENIZER.encode(tmp_path / "piece.mid")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "saved")
+
+
+def test_added_tokens_are_saved_and_make_no_sound(tmp_path, piece):
+    tokenizer = MusicTxTokenizer()
+    assert tokenizer.add_tokens(["Composer_Bach"]) == 1
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(loaded) == 392
+    assert loaded.convert_tokens_to_ids("Composer_Bach") == 391
+    assert loaded.token_seconds.tolist() == [*TOKENIZER.token_seconds, 0]
+    assert loaded.to_score([391, *piece]) == TOKENIZER.to_score(piece)
+
+
+def test_copies_and_pickles_encode_alike(make_score):
+    ids = TOKENIZER.encode(make_score())
+    assert copy.deepcopy(TOKENIZER).encode(make_score()) == ids
+    assert pickle.loads(pickle.dumps(TOKENIZER)).encode(make_score()) == ids
+
+
+def test_miditok_encodes_decodes_and_finds_no_errors(midi_folder):
+    performance = Performance()
+    encoded = performance(midi_folder / "one.mid")
+    assert encoded.ids == TOKENIZER.encode(midi_folder / "one.mid", add_special_tokens=False)
+    assert [performance[id_] for id_ in encoded.ids] == encoded.tokens
+    assert performance.tokens_errors(encoded) == 0
+    assert performance.tokens_errors(["NoteOn_60", "NoteOff_60", "TimeShift_5"]) > 0
+    assert performance(performance.decode(encoded)).ids == encoded.ids
+    assert performance(performance.decode(np.array(encoded.ids))).ids == encoded.ids
+
+
+def test_miditok_saves_and_loads_the_encoding(tmp_path):
+    performance = Performance()
+    performance.save(tmp_path / "miditok.json")
+    assert Performance(params=tmp_path / "miditok.json") == performance
+    assert Performance.from_pretrained(tmp_path, filename="miditok.json") == performance
+
+
+def test_miditok_trains_a_vocabulary_on_the_encoding(midi_folder, tmp_path):
+    performance, path = Performance(), midi_folder / "two.midi"
+    ids = performance(path).ids
+    performance.train(vocab_size=480, model="BPE", files_paths=[path])
+    performance.save(tmp_path / "trained.json")
+    trained = Performance(params=tmp_path / "trained.json")
+    assert len(trained) == 480
+    assert len(trained(path).ids) < len(ids)
+    assert Performance()(trained.decode(trained(path))).ids == ids
+    with pytest.raises(ValueError, match=r"trained\.json holds a trained vocabulary"):
+        MusicTxTokenizer(tmp_path / "trained.json")
+
+
+def test_a_score_for_an_instrument_without_notes_beside_the_piano_changes_nothing(make_score):
+    score = make_score()
+    ids = TOKENIZER.encode(score)
+    score.tracks.append(Track(program=52))
+    assert TOKENIZER.encode(score) == ids
