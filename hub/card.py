@@ -1,0 +1,181 @@
+"""Write the model card of a folder: `python -m hub.card folder --facts facts.json [more.json ...]`.
+
+The card is `model_card.md` filled with what the folder itself says (size, shape) and with facts from JSON: a training
+run knows its recipe and hardware, an evaluation its numbers. A fact that is missing, empty or unknown is an error, so
+that no card leaves the house with a gap.
+"""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says and the folder does not know.
+
+    Args:
+        repository: `user/name` on the Hub, for the snippets that load the model.
+        license: Licence of the weights, by the Hub's identifier, such as `cc-by-nc-sa-4.0`.
+        dataset: Name of the data set with its version, such as `MAESTRO v2.0.0`.
+        dataset_id: Its identifier in the card's metadata, such as `maestro`.
+        dataset_url: Where it is found.
+        dataset_license: Its licence in words, such as `CC BY-NC-SA 4.0`.
+        training_data: Sentences: which split was trained on, how much of it there is, how it was augmented.
+        recipe: The command that trained the model.
+        tokens_seen: Tokens that the model was trained on, repeats counted.
+        hardware: What it was trained on and for how long.
+        window: Tokens in one evaluation window, which is the context that the likelihoods were measured with.
+        nll: Negative log-likelihood in nats per token, by split: `{"validation": 2.5, "test": 2.5}`.
+        statistics: Rows of the table of finished music against the validation split:
+            `{"notes per second": {"model": 9.1, "validation": 9.4}}`.
+        memorization: Sentences: what was measured of copying from the training data, or that nothing was.
+    """
+
+    repository: str
+    license: str
+    dataset: str
+    dataset_id: str
+    dataset_url: str
+    dataset_license: str
+    training_data: str
+    recipe: str
+    tokens_seen: int
+    hardware: str
+    window: int
+    nll: dict[str, float]
+    statistics: dict[str, dict[str, float]]
+    memorization: str
+
+
+def read_facts(paths: list[Path]) -> Facts:
+    """Read facts from JSON files; where two speak of the same fact, the later file counts.
+
+    Args:
+        paths: JSON files, each an object with fields of `Facts`.
+
+    Returns:
+        The facts, complete.
+
+    Raises:
+        ValueError: If a file is no JSON object, or a fact is missing, empty, unknown or not a finite number.
+    """
+    found = {}
+    for path in paths:
+        try:
+            found |= json.loads(path.read_text(encoding="utf-8"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a JSON object of facts: {error}.") from error
+    names = [field.name for field in fields(Facts)]
+    if unknown := sorted(found.keys() - set(names)):
+        raise ValueError(f"unknown facts: {', '.join(unknown)}; the card knows {', '.join(names)}.")
+    if missing := [name for name in names if not found.get(name)]:
+        raise ValueError(f"missing or empty facts: {', '.join(missing)}; add them to {paths[-1]}.")
+    facts = Facts(**found)
+    if odd := [name for name, row in facts.statistics.items() if row.keys() != {"model", "validation"}]:
+        raise ValueError(f"statistics need the two numbers model and validation each: {', '.join(odd)}.")
+    numbers = [*facts.nll.values(), *(number for row in facts.statistics.values() for number in row.values())]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ValueError("nll and statistics must be finite numbers; measure again what is not.")
+    return facts
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the numbers in a folder's weights; tied weights are stored, and counted, once.
+
+    Args:
+        folder: A folder with `*.safetensors`.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        ValueError: If the folder holds no weights.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no model.safetensors; save the model there with save_pretrained.")
+    count = 0
+    for file in files:
+        with safe_open(file, framework="numpy") as weights:
+            # Shapes stand in the header: no tensor is read.
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return count
+
+
+def make_card(folder: Path, facts: Facts) -> ModelCard:
+    """Fill the template.
+
+    Args:
+        folder: A folder with `config.json` and `*.safetensors`.
+        facts: What the folder does not know.
+
+    Returns:
+        The card, with metadata that the Hub understands.
+
+    Raises:
+        ValueError: If the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; save the model there with save_pretrained.")
+    name = facts.repository.split("/")[-1]
+    data = ModelCardData(
+        model_name=name,
+        license=facts.license,
+        library_name="transformers",
+        # The Hub's name for a causal language model; it has none for MIDI.
+        pipeline_tag="text-generation",
+        tags=["music", "midi", "piano", "music-generation", "symbolic-music", "music-transformer"],
+        datasets=[facts.dataset_id],
+        metrics=["negative-log-likelihood"],
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                task_name="Piano performance generation",
+                dataset_type=facts.dataset_id,
+                dataset_name=facts.dataset,
+                dataset_split=split,
+                metric_type="negative-log-likelihood",
+                metric_name="Negative log-likelihood (nats per token)",
+                metric_value=nll,
+            )
+            for split, nll in facts.nll.items()
+        ],
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return ModelCard.from_template(
+        data, str(TEMPLATE), name=name, facts=facts, config=config, parameters=count_parameters(folder)
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and write `README.md` into the folder, or print one line on what is wrong.
+
+    Args:
+        arguments: The command line without the program's name; `sys.argv` if not given.
+
+    Returns:
+        The exit code: 0 if written, 2 if not.
+    """
+    parser = argparse.ArgumentParser(prog="python -m hub.card", description="Write a folder's model card.")
+    parser.add_argument("folder", type=Path, help="folder with the model")
+    parser.add_argument("--facts", type=Path, nargs="+", required=True, help="JSON files with the facts")
+    options = parser.parse_args(arguments)
+    try:
+        make_card(options.folder, read_facts(options.facts)).save(options.folder / "README.md")
+    except (ValueError, OSError) as error:
+        print(f"hub.card: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

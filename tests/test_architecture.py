@@ -1,0 +1,155 @@
+"""The plan of the house, held: who may import whom, and what a file needs to travel to the Hub alone."""
+
+import ast
+import configparser
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+ROOT = Path(__file__).parents[1]
+
+# Room -> what it may import of the house. A room not listed may not exist; nothing may import what stands in no row.
+ROOMS = {
+    "modeling_music_tx": set(),
+    "tokenization": set(),
+    "corpus": {"tokenization"},
+    "evaluation": {"tokenization", "corpus"},
+    "hub": {"modeling_music_tx", "tokenization", "evaluation"},
+    "train": {"modeling_music_tx", "tokenization", "corpus", "evaluation"},
+    "generate": {"modeling_music_tx", "tokenization", "evaluation.rendering"},
+}
+# Benchmarks and tests look at everything, and nothing looks at them.
+WATCHERS = ("benchmarks", "tests")
+
+# What the two rooms that go to the Hub may ask of a user's machine.
+HUB_BOUND = {
+    "modeling_music_tx": {"huggingface_hub", "torch", "transformers"},
+    "tokenization": {"miditok", "numpy", "symusic", "torch", "transformers"},
+}
+
+FILES = sorted(
+    path.relative_to(ROOT)
+    for path in [*ROOT.glob("*.py"), *(file for room in (*ROOMS, *WATCHERS) for file in (ROOT / room).rglob("*.py"))]
+)
+TRAVELLERS = [path for path in FILES if path.parts[0] in HUB_BOUND and path.name != "__init__.py"]
+
+
+def room_of(path: Path) -> str:
+    """The room of a file: its first folder, or for a file at the root its own name."""
+    return path.with_suffix("").parts[0]
+
+
+def imports_of(source: str) -> set[tuple[int, str]]:
+    """All imports of a source as (leading dots, dotted name), wherever they stand in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {(0, alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            # `from evaluation import rendering` reaches evaluation.rendering.
+            found |= {(0, f"{node.module}.{alias.name}") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.level, node.module or ""))
+    return found
+
+
+def ours(names: set[tuple[int, str]]) -> set[str]:
+    """The absolute imports that stay in the house."""
+    return {name for level, name in names if level == 0 and name.split(".")[0] in (*ROOMS, *WATCHERS)}
+
+
+def theirs(names: set[tuple[int, str]]) -> set[str]:
+    """The packages of others, by their top name, less Python's own."""
+    tops = {name.split(".")[0] for level, name in names if level == 0}
+    return tops - sys.stdlib_module_names - set(ROOMS) - set(WATCHERS)
+
+
+def forbidden(room: str, source: str) -> set[str]:
+    """The imports of a source that its room's row does not allow."""
+    allowed = ROOMS[room] | {room}
+    return {name for name in ours(imports_of(source)) if not any(f"{name}.".startswith(f"{row}.") for row in allowed)}
+
+
+def declared(*extras: str) -> set[str]:
+    """The distributions that setup.cfg asks for, in the spelling of `normal`."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
+    return {normal(re.split(r"[^\w.-]", line)[0]) for line in "\n".join(lines).split("\n") if line}
+
+
+def normal(distribution: str) -> str:
+    """One spelling for a distribution's many."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_every_python_file_stands_in_a_room():
+    found = {room_of(path.relative_to(ROOT)) for pattern in ("*.py", "*/*.py") for path in ROOT.glob(pattern)}
+    assert found <= {*ROOMS, *WATCHERS}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in ROOMS], ids=str)
+def test_a_file_imports_only_the_rooms_that_its_own_may(path):
+    assert not forbidden(room_of(path), (ROOT / path).read_text())
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("tokenization", "import modeling_music_tx"),
+        ("modeling_music_tx", "def late():\n    from tokenization.grammar import MusicGrammar"),
+        ("corpus", "from evaluation import metrics"),
+        ("evaluation", "import train"),
+        ("generate", "from evaluation import metrics"),
+        ("train", "import hub.publish"),
+        ("hub", "from tests.conftest import score"),
+    ],
+)
+def test_an_import_against_the_arrows_is_seen(room, source):
+    assert forbidden(room, source)
+
+
+def test_rendering_alone_is_open_to_generate():
+    assert not forbidden("generate", "from evaluation.rendering import piano_roll\nfrom evaluation import rendering")
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] in HUB_BOUND], ids=str)
+def test_the_hub_bound_rooms_ask_little_of_a_users_machine(path):
+    assert theirs(imports_of((ROOT / path).read_text())) <= HUB_BOUND[path.parts[0]]
+
+
+@pytest.mark.parametrize("path", TRAVELLERS, ids=str)
+def test_a_traveller_finds_its_siblings_the_one_way_that_is_copied(path):
+    source = (ROOT / path).read_text()
+    relative = {name for level, name in imports_of(source) if level}
+    siblings = {file.stem for file in (ROOT / path).parent.glob("*.py")}
+    # Neither `from . import x`, nor `..`, nor `.nested.x`, nor the package by its own name.
+    assert {level for level, _ in imports_of(source)} <= {0, 1}
+    assert relative <= siblings
+    assert not ours(imports_of(source))
+
+
+@pytest.mark.parametrize("path", TRAVELLERS, ids=str)
+def test_transformers_reads_the_same_imports_as_python(path):
+    # Transformers finds imports by regular expressions over the raw text, in docstrings too.
+    names = imports_of((ROOT / path).read_text())
+    assert set(get_imports(ROOT / path)) - sys.stdlib_module_names == theirs(names)
+    assert set(get_relative_imports(ROOT / path)) == {name for level, name in names if level}
+
+
+def test_travellers_share_one_flat_folder_without_overwriting_each_other():
+    names = [path.name for path in TRAVELLERS]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in ROOMS], ids=str)
+def test_what_a_file_imports_is_declared_where_its_room_is_installed_from(path):
+    # The wheel's own dependencies must do for the wheel; the rooms of the checkout may use every extra of `all`.
+    extras = () if room_of(path) in HUB_BOUND else ("train", "audio", "plot", "hub")
+    distributions = packages_distributions()
+    for package in theirs(imports_of((ROOT / path).read_text())):
+        assert {normal(name) for name in distributions.get(package, [package])} & declared(*extras), package

@@ -1,0 +1,145 @@
+"""The model card: every fact on it, none missing, and a snippet that plays."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.numpy import save_file
+
+from hub.card import main
+from hub.publish import check_folder
+from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
+from tokenization import MusicTxTokenizer
+
+FACTS = {
+    "repository": "someone/nocturne",
+    "license": "cc-by-nc-sa-4.0",
+    "dataset": "MAESTRO v2.0.0",
+    "dataset_id": "maestro",
+    "dataset_url": "https://magenta.tensorflow.org/datasets/maestro",
+    "dataset_license": "CC BY-NC-SA 4.0",
+    "training_data": "The training split, transposed by up to three semitones.",
+    "recipe": "accelerate launch train.py recipes/maestro_small.yaml",
+    "tokens_seen": 1234567,
+    "hardware": "two cores, one hour",
+    "window": 1024,
+    "nll": {"validation": 2.5, "test": 2.25},
+    "statistics": {"notes per second": {"model": 8.125, "validation": 9.5}},
+    "memorization": "No sample was compared with the training data.",
+}
+
+# The environment of the tests may have the packages installed; a reader of the card has not.
+BLOCK_PACKAGES = "import sys; sys.modules['modeling_music_tx'] = sys.modules['tokenization'] = None"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a config and weights: all that the card reads of it."""
+    folder = tmp_path / "nocturne"
+    folder.mkdir()
+    shape = {"num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps(shape | {"max_relative_distance": 16, "vocab_size": 391}))
+    save_file({"embedding": np.zeros((391, 8), np.float32), "bias": np.zeros(72)}, folder / "model.safetensors")
+    return folder
+
+
+def write(folder, facts, *more):
+    """Run the command on facts written to files; its exit code."""
+    paths = []
+    for number, part in enumerate((facts, *more)):
+        paths.append(folder.parent / f"facts{number}.json")
+        paths[-1].write_text(json.dumps(part))
+    return main([str(folder), "--facts", *map(str, paths)])
+
+
+def test_the_hub_reads_the_metadata(folder):
+    assert write(folder, FACTS) == 0
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.library_name, data.datasets) == ("cc-by-nc-sa-4.0", "transformers", ["maestro"])
+    assert data.pipeline_tag == "text-generation"
+    assert {(result.dataset_split, result.metric_value) for result in data.eval_results} == {
+        ("validation", 2.5),
+        ("test", 2.25),
+    }
+
+
+def test_every_fact_is_on_the_card_and_no_placeholder_is_left(folder):
+    write(folder, FACTS)
+    text = ModelCard.load(folder / "README.md").text
+    for fact in ("training_data", "recipe", "hardware", "memorization", "dataset_url", "dataset_license"):
+        assert FACTS[fact] in text
+    for line in (
+        "| parameters | 3,200 |",
+        "| layers, width, heads | 3, 24, 2 |",
+        "- Tokens seen: 1,234,567",
+        "| validation | 2.500 |",
+        "| test | 2.250 |",
+        "| notes per second | 8.12 | 9.5 |",
+    ):
+        assert line in text.splitlines()
+    assert not re.search(r"[{}]{2}|{%|None|undefined|TODO", text.replace('inputs = {"input_ids"', ""))
+
+
+@pytest.mark.parametrize("fact", FACTS)
+@pytest.mark.parametrize("gap", ["missing", "empty"])
+def test_a_gap_in_the_facts_is_named_and_no_card_is_written(folder, capsys, fact, gap):
+    facts = {name: value for name, value in FACTS.items() if name != fact}
+    assert write(folder, facts if gap == "missing" else facts | {fact: ""}) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"facts: {fact};" in error
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"perplexity": 12}, "perplexity"),
+        ({"nll": {"validation": math.nan}}, "finite"),
+        ({"statistics": {"polyphony": {"model": 3.0}}}, "polyphony"),
+    ],
+)
+def test_a_fact_that_cannot_be_meant_is_refused(folder, capsys, change, word):
+    assert write(folder, FACTS | change) == 2
+    assert word in capsys.readouterr().err
+    assert not (folder / "README.md").exists()
+
+
+def test_the_snippet_plays_on_a_machine_that_has_only_transformers(tmp_path):
+    published = tmp_path / "published"
+    tokenizer = MusicTxTokenizer()
+    config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)
+    MusicTxForCausalLM(config).save_pretrained(published)
+    tokenizer.save_pretrained(published)
+    assert write(published, FACTS | {"repository": str(published)}) == 0
+    check_folder(published)
+
+    (snippet,) = re.findall(r"```python\n(.*?)```", (published / "README.md").read_text(), re.DOTALL)
+    snippet = snippet.replace("max_new_tokens=1024", "max_new_tokens=32")
+    # A folder of its own, outside the checkout: the packages are not on the path.
+    environment = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-P", "-c", f"{BLOCK_PACKAGES}\n{snippet}"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "sample.mid").read_bytes().startswith(b"MThd")
+
+
+def test_facts_come_from_several_files_and_the_last_word_counts(folder):
+    training = {name: value for name, value in FACTS.items() if name not in ("nll", "statistics")}
+    evaluation = {"nll": {"validation": 1.875}, "statistics": FACTS["statistics"], "hardware": "one GPU"}
+    assert write(folder, training, evaluation) == 0
+    text = (folder / "README.md").read_text()
+    assert "| validation | 1.875 |" in text
+    assert "one GPU" in text
+
+
+def test_a_folder_without_a_model_is_refused(folder, capsys):
+    (folder / "model.safetensors").unlink()
+    assert write(folder, FACTS) == 2
+    assert "model.safetensors" in capsys.readouterr().err

@@ -1,0 +1,140 @@
+"""The README is true: its commands and snippets run, in its order, each on what those before it left behind.
+
+They run in a small copy of a checkout with tiny settings. A block runs unless `SHOWN_ONLY` gives a reason why not; a
+new block is therefore run as it stands until someone decides otherwise.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
+from tokenization import MusicTxTokenizer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# What the README says -> what is run here: the same things, small.
+TINY = {
+    "recipes/maestro_small.yaml": "recipes/maestro_small.yaml --sequence_length 32 --max_steps 2"
+    " --hidden_size 32 --num_hidden_layers 1 --mixed_precision no",
+    "accelerate launch": "accelerate launch --cpu --num_processes 1",
+    "hidden_size=512, num_hidden_layers=6": "hidden_size=32, num_hidden_layers=1",
+    "max_new_tokens=1024": "max_new_tokens=64",
+    "max_new_tokens=2048": "max_new_tokens=128",
+    "--seconds 30": "--seconds 1",
+    "seconds=30": "seconds=1",
+}
+
+# Commands, by how they begin, and languages of blocks that are not run, with the reason.
+SHOWN_ONLY = {
+    "make demo": "continuous integration runs it as it stands, and it is slow to set up",
+    "pip install": "tests install nothing; the Makefile installs the same extras on every new machine",
+    "python -m hub.publish": "it sends; test_publish.py runs it against a Hub on this machine",
+    "text": "a picture of the folders",
+    "bibtex": "a citation",
+}
+
+
+def blocks():
+    """Each thing to run as (line of the README, language, source): whole snippets of Python, single lines of shell."""
+    for block in re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
+        line = README[: block.start(2)].count("\n") + 1
+        language, source = block.groups()
+        if language != "bash":
+            yield line, language, source
+            continue
+        for offset, command in enumerate(source.splitlines()):
+            yield line + offset, language, command
+
+
+def is_shown_only(language, source):
+    return language in SHOWN_ONLY or (language == "bash" and source.startswith(tuple(SHOWN_ONLY)))
+
+
+RUN = [block for block in blocks() if not is_shown_only(*block[1:])]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, make_score):
+    """A checkout with the things that the README takes for granted, and an untrained model in place of the shipped."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for source in ROOT.glob("*.py"):
+        shutil.copy(source, checkout)
+    for room in ("modeling_music_tx", "tokenization", "corpus", "evaluation", "hub", "recipes"):
+        shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
+
+    shipped = checkout / "checkpoints" / "maestro-small"
+    tokenizer = MusicTxTokenizer()
+    config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)
+    MusicTxForCausalLM(config).save_pretrained(shipped)
+    tokenizer.save_pretrained(shipped)
+
+    make_score(seconds=30).dump_midi(checkout / "performance.mid")
+    (checkout / "my_midis").mkdir()
+    for seed in range(20):
+        make_score(seed).dump_midi(checkout / "my_midis" / f"{seed}.mid")
+    write_maestro(checkout / "maestro-v2.0.0-midi.zip", sorted((checkout / "my_midis").iterdir())[:6])
+    write_facts(checkout / "facts.json")
+    return checkout
+
+
+def write_maestro(path, performances):
+    """Write an archive laid out like MAESTRO's."""
+    splits = ["train", "validation", "test"] * (len(performances) // 3)
+    lines = ["canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for performance, split in zip(performances, splits, strict=True):
+            name = f"2004/{performance.stem}.midi"
+            archive.write(performance, f"maestro-v2.0.0/{name}")
+            lines.append(f"Nobody,Piece {performance.stem},{split},2004,{name},{name}.wav,30.0")
+        archive.writestr("maestro-v2.0.0/maestro-v2.0.0.csv", "\n".join(lines) + "\n")
+
+
+def write_facts(path):
+    """Write facts for the card."""
+    words = ("repository", "license", "dataset", "dataset_id", "dataset_url", "dataset_license")
+    words += ("training_data", "recipe", "hardware", "memorization")
+    facts = dict.fromkeys(words, "someone/something") | {"tokens_seen": 1, "window": 32, "nll": {"validation": 6.0}}
+    path.write_text(json.dumps(facts | {"statistics": {"notes": {"model": 1, "validation": 2}}}))
+
+
+@pytest.mark.parametrize(("line", "language", "source"), RUN, ids=[f"line {line}" for line, *_ in RUN])
+def test_the_readme_runs(checkout, line, language, source):
+    for said, tiny in TINY.items():
+        source = source.replace(said, tiny)
+    assert language in ("bash", "python"), f"README.md, line {line}: no way to run {language or 'an unnamed language'}"
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HOME": str(checkout / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = ["bash", "-c", source] if language == "bash" else [sys.executable, "-c", source]
+    run = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, f"README.md, line {line}: {source}\n{run.stdout}\n{run.stderr}"
+
+
+def test_no_tiny_setting_and_no_excuse_outlives_what_it_was_made_for():
+    run = "\n".join(source for _, _, source in RUN)
+    assert [said for said in TINY if said not in run] == []
+    shown = [(language, source) for _, language, source in blocks() if is_shown_only(language, source)]
+    used = {
+        excuse
+        for excuse in SHOWN_ONLY
+        for language, source in shown
+        if excuse == language or source.startswith(excuse)
+    }
+    assert used == set(SHOWN_ONLY)
+
+
+def test_what_the_readme_links_to_in_the_repository_is_there():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
