@@ -36,7 +36,7 @@ def corpus(make_score, tmp_path_factory):
 
 
 def write(model, corpus, output, seed):
-    small = "--length 64 --samples 3 --seconds 1".split()
+    small = ["--length", "64", "--samples", "3", "--seconds", "1"]
     report.main(["--model", str(model), "--corpus", str(corpus), "--output", str(output), "--seed", str(seed), *small])
     return json.loads(output.read_text())
 
