@@ -264,8 +264,10 @@ def main(arguments=None):
     soundfont = find_sound(options)
     try:
         options.output_dir.mkdir(parents=True, exist_ok=True)
+        # Whether it can be written to is better known before the music is made than after.
+        tempfile.TemporaryFile(dir=options.output_dir).close()
+        samples, took = sample(options, model, tokenizer, prompt)
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=options.output_dir) as folder:
-            samples, took = sample(options, model, tokenizer, prompt)
             for stem, ids in zip(stems, samples, strict=True):
                 score = tokenizer.to_score([*prompt, *ids])
                 suffixes = write(stem, Path(folder), score, prompt_seconds, soundfont)

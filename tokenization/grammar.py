@@ -10,7 +10,7 @@ Shape letters: B batch, T tokens, V vocabulary, P keys.
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-# A stamp holds the time in its high bits and the position in its low ones: stamps sort as positions do and tell ages.
+# A stamp is a position with the time in the bits above it, if a rule asks for ages: it sorts as the position does.
 TIME_BITS = 32
 
 # More steps than there will ever be.
@@ -100,7 +100,7 @@ class MusicGrammar(LogitsProcessor):
 
         Returns:
             Two bool tensors `[V, V]`, the earlier token in the rows: whether a token may come right after another, and
-            whether it may still come in a step in which that other one was the last.
+            whether it may still come in a step in which that other one was the last. One `[V]`: what is a Velocity.
         """
         size = len(self._steps)
         pitch = torch.full((size,), -1)
