@@ -205,10 +205,10 @@ def sample(options, model, tokenizer, prompt):
     import torch
     from transformers import set_seed
 
-    from tokenization import MaxSeconds, MusicGrammar
+    from tokenization import PIANO, MaxSeconds, MusicGrammar
 
-    # A prompt longer than what the model was trained on is taken by its end.
-    ids = torch.tensor(prompt[None, -model.config.max_position_embeddings :], device=model.device)
+    # A prompt longer than what the model sees at once is taken by its end.
+    ids = torch.tensor(prompt[None, -(model.config.sliding_window or len(prompt)) :], device=model.device)
     set_seed(options.seed)
     started = time.perf_counter()
     output = model.generate(
@@ -220,7 +220,7 @@ def sample(options, model, tokenizer, prompt):
         top_p=options.top_p,
         num_return_sequences=options.num_samples,
         max_new_tokens=longest(options),
-        logits_processor=[MusicGrammar(tokenizer)],
+        logits_processor=[MusicGrammar(tokenizer, **PIANO)],
         stopping_criteria=[MaxSeconds(tokenizer, options.seconds, ids.shape[1])],
         streamer=Progress(tokenizer, options.seconds, options.num_samples),
     )

@@ -51,6 +51,9 @@ class Recipe:
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
     augment: bool = field(default=True, metadata={"help": "transpose by -3..+3 semitones, stretch time by up to 5%%"})
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "of the matrix products"})
+    save_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "of the finished model's weights on disk; they load as float32"}
+    )
     seed: int = field(default=0, metadata={"help": "of weights, crops and dropout"})
     dataloader_num_workers: int = field(default=0, metadata={"help": "processes that prepare crops"})
     logging_steps: int = field(default=10, metadata={"help": "steps between log lines"})
@@ -98,10 +101,10 @@ def main(argv: list[str]):
         log.train(step, loss, grad_norm)
         finished = step == recipe.max_steps
         with log.pause():
-            if step % recipe.eval_steps == 0 or finished:
-                log.evaluation(step, evaluate(accelerator, model, windows, recipe))
             if step % recipe.save_steps == 0 or finished:
                 save_checkpoint(accelerator, recipe, step)
+            if step % recipe.eval_steps == 0 or finished:
+                log.evaluation(step, evaluate(accelerator, model, windows, recipe))
 
     save_model(accelerator, model, tokenizer, recipe)
     log.write(step, corpus_fingerprint(recipe.corpus))
@@ -364,7 +367,10 @@ def save_model(accelerator, model, tokenizer, recipe: Recipe):
     """The finished model with its tokenizer and code, in one folder that the Auto classes load."""
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(model)
-        model.save_pretrained(recipe.output_dir)
+        dtype = getattr(torch, recipe.save_dtype)
+        own = (item for item in model.state_dict().items() if item[0] not in model.all_tied_weights_keys)
+        weights = {name: weight.to(dtype) for name, weight in own}
+        model.save_pretrained(recipe.output_dir, state_dict=weights)
         tokenizer.save_pretrained(recipe.output_dir)
         accelerator.print(f"model and tokenizer saved to {recipe.output_dir}")
 

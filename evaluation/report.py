@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from corpus.dataset import EvaluationWindows, load_corpus
 from evaluation.likelihood import negative_log_likelihood
 from evaluation.metrics import describe_set
-from tokenization import MaxSeconds, MusicGrammar, MusicTxTokenizer
+from tokenization import PIANO, MaxSeconds, MusicGrammar, MusicTxTokenizer
 
 STATISTICS = (
     "notes_per_second",
@@ -60,7 +60,7 @@ def play(model, tokenizer: MusicTxTokenizer, samples: int, seconds: float, seed:
             top_p=top_p,
             top_k=0,
             max_new_tokens=int(seconds * TOKENS_PER_SECOND),
-            logits_processor=[MusicGrammar(tokenizer)],
+            logits_processor=[MusicGrammar(tokenizer, **PIANO)],
             stopping_criteria=[MaxSeconds(tokenizer, seconds, prompt_length=1)],
         )
         scores += [tokenizer.to_score(row) for row in ids]

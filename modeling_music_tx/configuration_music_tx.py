@@ -31,8 +31,8 @@ class MusicTxConfig(PreTrainedConfig):
         sliding_window (`int`, *optional*):
             How many tokens a query sees, its own included. With one, a cache stays at constant size and music has no
             end.
-        max_position_embeddings (`int`, defaults to 2048):
-            Length of the sequences the model is meant for. Nothing breaks beyond it.
+        max_position_embeddings (`int`, *optional*):
+            Longest sequence the model is meant for; not given where there is no end to it.
         layer_norm_eps (`float`, defaults to 1e-5):
             Added to the variance in every layer normalisation.
         hidden_dropout (`float`, defaults to 0.0):
@@ -61,7 +61,7 @@ class MusicTxConfig(PreTrainedConfig):
     max_relative_distance: int = 1024
     position_embedding: str = "none"
     sliding_window: int | None = None
-    max_position_embeddings: int = 2048
+    max_position_embeddings: int | None = None
     layer_norm_eps: float = 1e-5
     hidden_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0

@@ -32,7 +32,7 @@ def model_folder(tmp_path_factory):
         num_hidden_layers=1,
         num_attention_heads=2,
         max_relative_distance=32,
-        max_position_embeddings=WINDOW,
+        sliding_window=WINDOW,
     )
     MusicTxForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 from transformers import AutoTokenizer
 
-from .grammar import MaxSeconds, MusicGrammar
+from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .midi_streamer import MidiStreamer
 from .tokenization_music_tx import MusicTxTokenizer, Performance
 
@@ -12,4 +12,4 @@ AutoTokenizer.register("music_tx", tokenizer_class=MusicTxTokenizer)
 # Saving writes the code beside the vocabulary, for those who do not have this package.
 MusicTxTokenizer.register_for_auto_class()
 
-__all__ = ["MaxSeconds", "MidiStreamer", "MusicGrammar", "MusicTxTokenizer", "Performance"]
+__all__ = ["PIANO", "MaxSeconds", "MidiStreamer", "MusicGrammar", "MusicTxTokenizer", "Performance"]

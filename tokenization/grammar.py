@@ -20,6 +20,10 @@ FOREVER = 1 << TIME_BITS
 # hours; enough, for two sequences of one length that agree in them all would have to differ in a key untouched since.
 RECALL_TOKENS = 1024
 
+# What a piano and its players do, for `MusicGrammar`: all of MAESTRO's keys, and the length of 99.9% of its notes as
+# they sound, pedal and all. A key that a model forgets to release would be lost to the rest of the piece.
+PIANO = {"pitch_range": (21, 108), "max_note_seconds": 10.0}
+
 
 def shift_steps(tokenizer):
     """Count time in whole steps, so that an hour of music sums without drift.
@@ -192,7 +196,7 @@ class MusicGrammar(LogitsProcessor):
         """
         # A Velocity does not move within the step: the note before it still does the counting.
         allowed = self._order[torch.where(self._is_velocity[token], previous, token)]
-        on, off, shift, velocity = (allowed[:, span] for span in (self._on, self._off, self._shift, self._velocity))
+        on, off, velocity = allowed[:, self._on], allowed[:, self._off], allowed[:, self._velocity]
 
         sounding = heard[:, self._on] > heard[:, self._off]  # [B, P]
         sounds = sounding.any(1)
@@ -209,12 +213,12 @@ class MusicGrammar(LogitsProcessor):
             # Overdue keys are released before anything else happens, and no later key before them.
             off &= overdue.cumsum(1) <= overdue
             on &= ~overdue.any(1, keepdim=True)
-            shift &= self._steps[self._shift] <= rest.amin(1, keepdim=True)
+            allowed[:, self._shift] &= self._steps[self._shift] <= rest.amin(1, keepdim=True)
         if self._close_after_steps is not None:
             closing = left <= 0
             on &= ~closing[:, None]
             # No rest reaches into the closing phase: a piece ends with its last NoteOff.
-            shift &= (self._steps[self._shift] < left[:, None]) | sounds[:, None]
+            allowed[:, self._shift] &= (self._steps[self._shift] < left[:, None]) | sounds[:, None]
 
         # A Velocity says something if it is news and a NoteOn can follow.
         stamps = heard[:, self._velocity]

@@ -1,0 +1,348 @@
+"""Music Transformer for Hugging Face Transformers: ids in, logits out.
+
+Shape letters: B batch, Q queries (the new tokens), K keys (cached and new), H heads, D head dimension, C hidden size.
+"""
+
+import math
+import os
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_music_tx import MusicTxConfig
+from .relative_attention import BLOCKED, relative_logits
+
+
+class MusicTxMLP(nn.Module):
+    """The feed-forward block, [B, Q, C] to [B, Q, C]."""
+
+    def __init__(self, config: MusicTxConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj.ends_in_residual = True
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(nn.functional.gelu(self.up_proj(hidden_states)))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention step by step; the only one that returns its weights.
+
+    Args:
+        query, key, value: [B, H, Q, D], [B, H, K, D], [B, H, K, D].
+        attention_mask: additive, [B, 1, Q, K].
+        position_bias: [B, H, Q, K], already scaled.
+
+    Returns:
+        [B, Q, H, D] and the weights [B, H, Q, K].
+    """
+    scores = query @ key.transpose(2, 3) * scaling
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class MusicTxAttention(nn.Module):
+    """Relative global attention, with a table of relative embeddings of its own for each head.
+
+    Source: Huang et al. 2018, section 3.4.
+    """
+
+    def __init__(self, config: MusicTxConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        width = self.num_heads * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.o_proj.ends_in_residual = True
+        self.relative_embeddings = None
+        if config.max_relative_distance:
+            # [H, M, D]; row M - 1 - d holds distance d.
+            self.relative_embeddings = nn.Parameter(
+                torch.empty(self.num_heads, config.max_relative_distance, self.head_dim)
+            )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, query_length, _ = hidden_states.shape
+        qkv = self.qkv_proj(hidden_states).view(batch, query_length, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, H, Q, D] each
+
+        offset = 0
+        if past_key_values is not None:
+            _, key_offset = past_key_values.get_mask_sizes(query_length, self.layer_idx)
+            # A static cache returns the very counter that `update` moves on in place, so take the difference first.
+            offset = past_key_values.get_query_offset(self.layer_idx) - key_offset
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if position_ids is not None:
+            # Set only where the caller lays out the pattern with a 4D mask: places in the sequence are theirs to say.
+            offset = position_ids[:, :, None] - position_ids[:, None, :]  # [B or 1, Q, K]
+
+        implementation = self.config._attn_implementation
+        if implementation == BLOCKED:
+            kwargs.update(relative_embeddings=self.relative_embeddings, offset=offset)
+        elif self.relative_embeddings is not None:
+            embeddings = self.relative_embeddings.to(query.dtype)
+            kwargs["position_bias"] = relative_logits(query, embeddings, key.shape[2], offset) * self.scaling
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            sliding_window=self.config.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch, query_length, -1)), weights
+
+
+class MusicTxDecoderLayer(GradientCheckpointingLayer):
+    """Attention, then feed-forward, each normalised before and added to the residual stream after."""
+
+    def __init__(self, config: MusicTxConfig, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = MusicTxAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = MusicTxMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attention_output)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+
+class MusicTxPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation for all Music Transformer models."""
+
+    config: MusicTxConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MusicTxDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    # Flash attention has no place for a bias that depends on the query.
+    _supports_flash_attn = False
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": MusicTxDecoderLayer, "attentions": MusicTxAttention}
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Blocked attention when nothing is asked for; plain sdpa where there is no relative term to compute."""
+        if requested_attention in (None, BLOCKED):
+            requested_attention = BLOCKED if self.config.max_relative_distance else None
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """Saves weights, configuration and code as Transformers does, and names the class for AutoModel as well.
+
+        Transformers enters the class that is saved; a saved MusicTxForCausalLM holds a MusicTxModel too.
+        """
+        if self._auto_class is not None:
+            known = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {"AutoModel": f"{MusicTxModel.__module__.split('.')[-1]}.MusicTxModel"} | known
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Normal weights, zero biases; what ends in the residual stream is scaled down by the number of such ends."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            ends = 2 * self.config.num_hidden_layers if getattr(module, "ends_in_residual", False) else 1
+            initialization.normal_(module.weight, std=std / math.sqrt(ends))
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            initialization.normal_(module.weight, std=std)
+            if module.padding_idx is not None:
+                initialization.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            initialization.ones_(module.weight)
+            initialization.zeros_(module.bias)
+        elif isinstance(module, MusicTxAttention) and module.relative_embeddings is not None:
+            initialization.normal_(module.relative_embeddings, std=std)
+
+
+class MusicTxModel(MusicTxPreTrainedModel):
+    """The decoder: ids [B, Q] to hidden states [B, Q, C].
+
+    Source: Huang et al. 2018, section 3.
+    """
+
+    def __init__(self, config: MusicTxConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList([MusicTxDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Runs the decoder.
+
+        Args:
+            input_ids: [B, Q]; or `inputs_embeds` [B, Q, C] in their place.
+            attention_mask: [B, K], 0 at padding, or a mask of your own, [B, 1, Q, K].
+            position_ids: [B or 1, Q]; relative attention needs none. Used by sinusoids, to tell packed sequences
+                apart, and for distances under a [B, 1, Q, K] mask.
+            past_key_values: keys and values of the tokens before.
+            use_cache: whether to return keys and values for the next call.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # A 4D mask over the queries alone is the caller's own layout; `generate` makes larger ones for static caches.
+        own_layout = attention_mask is not None and attention_mask.shape[2:] == (inputs_embeds.shape[1],) * 2
+        create_mask = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
+        mask = create_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+
+        layout = position_ids if own_layout else None
+        hidden_states = inputs_embeds
+        if self.config.position_embedding == "sinusoidal":
+            if position_ids is None:
+                position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
+            # The embeddings start small; times the square root of the width, as in Vaswani et al., they hold their
+            # own beside sinusoids of size one.
+            hidden_states = hidden_states * math.sqrt(self.config.hidden_size)
+            hidden_states = hidden_states + sinusoids(position_ids, self.config.hidden_size).to(hidden_states.dtype)
+        hidden_states = self.dropout(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                position_ids=layout,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+def sinusoids(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    """Sine and cosine positions, [B, Q] to [B, Q, C] in single precision.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5; sines first, then cosines, as the paper's code has it.
+    """
+    count = (hidden_size + 1) // 2
+    exponents = torch.arange(count, device=position_ids.device, dtype=torch.float32) / max(count - 1, 1)
+    angles = position_ids[..., None].float() * torch.exp(-math.log(10000.0) * exponents)  # [B, Q, C / 2]
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :hidden_size]
+
+
+class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
+    """The decoder with a head that predicts the next token: ids [B, Q] to logits [B, Q, V]."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: MusicTxConfig):
+        super().__init__(config)
+        self.model = MusicTxModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Runs the decoder and the head.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as for `MusicTxModel`.
+            labels: [B, Q], usually the input ids themselves: the loss shifts them; -100 is not scored.
+            logits_to_keep: how many of the last logits to compute, or which; 0 for all.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["MusicTxForCausalLM", "MusicTxModel", "MusicTxPreTrainedModel"]
