@@ -108,6 +108,7 @@ def main(argv: list[str]):
 
     save_model(accelerator, model, tokenizer, recipe)
     log.write(step, corpus_fingerprint(recipe.corpus))
+    accelerator.wait_for_everyone()  # none takes the others' connections down while they still write
     accelerator.end_training()
 
 
