@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
 from tokenization import MusicTxTokenizer
-from tokenization.grammar import RECALL_TOKENS, MaxSeconds, MusicGrammar
+from tokenization.grammar import PIANO, RECALL_TOKENS, MaxSeconds, MusicGrammar, Past
 
 TOKENIZER = MusicTxTokenizer()
 IDS = {token.removesuffix("_None"): i for token, i in TOKENIZER.get_vocab().items()}
@@ -112,12 +112,7 @@ def test_what_may_follow(music, may_follow, may_not_follow):
 @pytest.fixture(scope="module")
 def pieces(make_score):
     """What the tokenizer makes of scores with chords, pedal and keys struck again, from BOS to EOS."""
-    scores = [make_score(seed, seconds=20.0) for seed in range(12)]
-    for score in scores:
-        # Two strikes of a key in one step are two to the tokenizer; to the grammar a key that is down cannot go down.
-        strikes = {(note.time // 20, note.pitch): note for track in score.tracks for note in track.notes}
-        score.tracks[0].notes = [note for (at, pitch), note in strikes.items() if (at - 1, pitch) not in strikes]
-    return [[*TOKENIZER(score)["input_ids"], EOS] for score in scores]
+    return [[*TOKENIZER(make_score(seed, seconds=20.0))["input_ids"], EOS] for seed in range(12)]
 
 
 def test_every_piece_of_the_tokenizer_is_well_formed(pieces):
@@ -206,6 +201,55 @@ def test_a_limit_for_notes_is_none_for_rests():
     assert "TimeShift_100" in choice(MusicGrammar(TOKENIZER, max_note_seconds=0.1), silence)
 
 
+def test_a_rest_lasts_no_longer_than_its_limit():
+    grammar = MusicGrammar(TOKENIZER, max_rest_seconds=1.5)
+    # 1.09 seconds since a key went down.
+    music = f"{NOTE} TimeShift_9 NoteOff_60 TimeShift_100"
+    assert {"TimeShift_41", "NoteOn_60"} <= set(choice(grammar, music))
+    assert "TimeShift_42" not in choice(grammar, music)
+    kinds = {token.partition("_")[0] for token in choice(grammar, f"{music} TimeShift_41")}
+    assert kinds == {"NoteOn", "Velocity"}
+    # A held chord is no music either.
+    assert "TimeShift_51" not in choice(grammar, f"{NOTE} TimeShift_100")
+
+
+def test_rests_stay_within_their_limit():
+    torch.manual_seed(0)
+    grammar = MusicGrammar(TOKENIZER, max_rest_seconds=1.2, max_polyphony=3, max_note_seconds=1, pitch_range=(60, 64))
+    for row in sample(grammar, torch.full((50, 1), BOS), 150).tolist():
+        assert faults(row, 3, 100, range(60, 65)) == []
+        seconds = np.cumsum(TOKENIZER.token_seconds[row])
+        onsets = [at for at, token in zip(seconds, row, strict=True) if TOKENS[token].startswith("NoteOn")]
+        assert max(np.diff(onsets)) <= 1.2 + 1e-6
+
+
+def test_keys_struck_before_what_the_model_sees_are_released_too():
+    before = [ids(f"{NOTE} NoteOn_64 TimeShift_100"), ids("BOS Velocity_2 NoteOn_72 TimeShift_100 TimeShift_100")]
+    grammar = MusicGrammar(TOKENIZER, before=before, max_note_seconds=3.5)
+    # Two return sequences for each of two prompts.
+    seen = torch.tensor([ids("NoteOff_64 TimeShift_100")] * 2 + [ids("NoteOn_40 TimeShift_100")] * 2)
+    followers = [{TOKENS[i] for i in row.nonzero().flatten().tolist()} for row in allowed(grammar, seen)]
+    assert followers[0] == followers[1]
+    assert followers[2] == followers[3]
+    assert {"NoteOff_60", "NoteOn_64", "Velocity_2"} <= followers[0]
+    assert not {"NoteOn_60", "NoteOff_64", "NoteOff_72", "Velocity_62"} & followers[0]
+    assert {"NoteOff_40", "NoteOff_72", "Velocity_62", "NoteOn_60", "TimeShift_50"} <= followers[2]
+    # Their time counts, too.
+    assert not {"NoteOn_72", "NoteOff_60", "Velocity_2", "TimeShift_51"} & followers[2]
+
+
+def test_music_closes_at_a_rest_shortly_before_its_seconds_are_over():
+    grammar = MusicGrammar(TOKENIZER, close_after_seconds=20, prompt_length=1)
+    tone = " TimeShift_100 NoteOff_60 NoteOn_60"
+    # The rest counts from 15 seconds on, in the last quarter.
+    assert "NoteOn_61" in choice(grammar, NOTE + 13 * tone + " TimeShift_100")
+    assert "NoteOn_61" in choice(grammar, NOTE + 15 * tone + " TimeShift_99")
+    closing = NOTE + 14 * tone + " TimeShift_100"
+    assert {token.partition("_")[0] for token in choice(grammar, closing)} == {"NoteOff", "TimeShift"}
+    assert choice(grammar, f"{closing} NoteOff_60") == ["EOS"]
+    assert choice(grammar, NOTE + 14 * tone + " TimeShift_50 NoteOff_60 TimeShift_50") == ["EOS"]
+
+
 def test_music_closes_after_its_seconds_without_counting_the_prompt():
     torch.manual_seed(0)
     prompt = torch.tensor([ids(f"{CHORD} NoteOff_60"), ids(f"PAD PAD PAD PAD {NOTE}")]).repeat(20, 1)
@@ -229,6 +273,7 @@ def test_closing_at_once_ends_what_the_prompt_left(rest):
 ALL_OPTIONS = {
     "max_polyphony": 5,
     "max_note_seconds": 0.5,
+    "max_rest_seconds": 0.7,
     "pitch_range": (40, 90),
     "close_after_seconds": 2,
     "prompt_length": 20,
@@ -260,6 +305,32 @@ def test_rows_may_change_places_as_beams_do(pieces):
     for t in range(60, 80):
         rows = rows[torch.randperm(len(rows))]
         assert torch.equal(allowed(grammar, rows[:, :t]), allowed(MusicGrammar(TOKENIZER), rows[:, :t]))
+
+
+def test_a_token_costs_the_same_however_long_the_sequence_and_wherever_its_row_goes(pieces, monkeypatch):
+    rows = torch.tensor([piece[:400] for piece in pieces])
+    heard = []
+    hear = Past.hear
+    monkeypatch.setattr(Past, "hear", lambda past, *event: (heard.append(event), hear(past, *event)))
+    rules = [MusicGrammar(TOKENIZER, **PIANO), MaxSeconds(TOKENIZER, 9.0, 1)]
+    for rule in rules:
+        rule(rows[:, :300], torch.zeros(len(rows), V))
+    heard.clear()
+    for t in range(301, 400):
+        rows = rows[torch.randint(len(rows), (len(rows),))]
+        for rule in rules:
+            rule(rows[:, :t], torch.zeros(len(rows), V))
+    assert len(heard) == 99 * len(rows)
+    assert rules[1](rows, None).tolist() == MaxSeconds(TOKENIZER, 9.0, 1)(rows, None).tolist()
+
+
+def test_tokens_may_be_taken_back_as_in_assisted_decoding(pieces):
+    rows, draft = torch.tensor([pieces[0][:60]]), torch.tensor([pieces[1][:60]])
+    grammar = MusicGrammar(TOKENIZER)
+    for t in range(20, 60, 3):
+        for t_ahead in range(5):
+            both = torch.cat([rows[:, :t], draft[:, t : t + t_ahead]], dim=1)
+            assert torch.equal(allowed(grammar, both), allowed(MusicGrammar(TOKENIZER), both))
 
 
 def test_another_sequence_is_not_taken_for_the_last_one_even_in_its_memory():
@@ -316,11 +387,16 @@ def model():
         pytest.param({"do_sample": False, "num_beams": 4, "num_return_sequences": 2}, id="beams"),
         pytest.param({"do_sample": True, "num_beams": 4}, id="sampled-beams"),
         pytest.param({"do_sample": True, "cache_implementation": "static"}, id="static-cache"),
+        pytest.param({"do_sample": True, "cache_implementation": "static", "compiled": True}, id="compiled"),
     ],
 )
 def test_generate_writes_well_formed_music_for_a_padded_batch(model, pieces, how):
     torch.manual_seed(0)
     prompts = TOKENIZER.pad({"input_ids": [pieces[0][:50], [BOS], pieces[1][:23]]}, return_tensors="pt")
+    if how.pop("compiled", False):
+        # Of the compiler the grammar sees nothing; what it sees are the ids as `generate` keeps them then.
+        how["compile_config"] = CompileConfig(backend="eager")
+        how["compile_config"]._compile_all_devices = True
     grammar = MusicGrammar(TOKENIZER)
     rows = model.generate(**prompts, logits_processor=[grammar], max_new_tokens=40, **how)
     assert rows.shape[1] > 50
@@ -367,6 +443,7 @@ def test_seconds_are_counted_by_row_and_in_whole_steps():
     [
         ({"max_polyphony": 0}, r"max_polyphony \(0\)"),
         ({"max_note_seconds": 0.001}, r"max_note_seconds \(0.001\)"),
+        ({"max_rest_seconds": 0}, r"max_rest_seconds \(0\)"),
         ({"pitch_range": (60, 50)}, r"pitch_range \(60, 50\)"),
         ({"pitch_range": (0, 128)}, r"pitch_range \(0, 128\)"),
     ],

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenization import MusicTxTokenizer
-from tokenization.midi_streamer import MidiStreamer, StreamedNote
+from tokenization.midi_streamer import MidiStreamer, StreamedEvent, StreamedNote
 
 TOKENIZER = MusicTxTokenizer()
 IDS = {token.removesuffix("_None"): i for token, i in TOKENIZER.get_vocab().items()}
@@ -18,16 +18,27 @@ def ids(music: str) -> list[int]:
     return [IDS[token] for token in music.split()]
 
 
-def stream(sequence, prompt_length: int = 1, **options) -> list[StreamedNote]:
-    """What leaves when a sequence arrives as `generate` hands it over: the prompt, then token by token."""
-    notes = []
-    streamer = MidiStreamer(TOKENIZER, notes.append, **options)
+def arrive(streamer: MidiStreamer, sequence, prompt_length: int):
+    """Let a sequence arrive as `generate` hands it over: the prompt, then token by token."""
     sequence = torch.as_tensor(sequence)
     streamer.put(sequence[None, :prompt_length])
     for i in sequence[prompt_length:]:
         streamer.put(i[None])
     streamer.end()
+
+
+def stream(sequence, prompt_length: int = 1, **options) -> list[StreamedNote]:
+    """The notes that leave."""
+    notes = []
+    arrive(MidiStreamer(TOKENIZER, notes.append, **options), sequence, prompt_length)
     return notes
+
+
+def stream_events(sequence, prompt_length: int = 1, **options) -> list[StreamedEvent]:
+    """The events that leave."""
+    events = []
+    arrive(MidiStreamer(TOKENIZER, on_event=events.append, **options), sequence, prompt_length)
+    return events
 
 
 def written(sequence) -> list[StreamedNote]:
@@ -78,6 +89,45 @@ def test_a_note_leaves_with_its_note_off():
     # Several tokens at once, as assisted decoding hands them over.
     streamer.put(torch.tensor([ids("TimeShift_25 NoteOff_60")]))
     assert notes[1:] == [(0.0, 0.75, 60, 62)]
+
+
+def test_an_event_leaves_with_its_token():
+    events = []
+    streamer = MidiStreamer(TOKENIZER, on_event=events.append)
+    streamer.put(torch.tensor([ids("BOS Velocity_62")]))
+    for token, event in (
+        ("NoteOn_60", (0.0, 60, 62)),
+        ("TimeShift_50", None),
+        ("Velocity_66", None),
+        ("NoteOff_60", (0.5, 60, 0)),
+        ("NoteOff_60", None),
+        ("NoteOn_64", (0.5, 64, 66)),
+    ):
+        streamer.put(torch.tensor(ids(token)))
+        assert ([event] if event else []) == events
+        events.clear()
+    streamer.put(torch.tensor(ids("TimeShift_25")))
+    assert streamer.seconds == 0.75
+    streamer.end()
+    assert events == [(0.75, 64, 0)]
+
+
+def test_events_pair_up_to_the_notes(make_score):
+    rng = np.random.default_rng(0)
+    piece = TOKENIZER(make_score(3))["input_ids"]
+    for sequence in (piece, piece[100:400], rng.integers(0, V, 1000).tolist()):
+        for options in ({}, {"skip_prompt": True}):
+            down, notes = {}, []
+            for seconds, pitch, velocity in stream_events(sequence, prompt_length=50, **options):
+                if velocity:
+                    assert pitch not in down
+                    down[pitch] = (seconds, velocity)
+                else:
+                    start, velocity = down.pop(pitch)
+                    notes.append((start, round(seconds - start, 2), pitch, velocity))
+            assert down == {}
+            assert len(notes) > 10
+            assert notes == stream(sequence, prompt_length=50, **options)
 
 
 def test_the_prompt_can_be_left_out_and_time_still_counts_from_its_beginning():

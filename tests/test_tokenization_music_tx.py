@@ -1,19 +1,25 @@
 """The tokenizer as a user of Transformers and of MidiTok meets it."""
 
+import configparser
 import copy
+import importlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets.fingerprint import Hasher
+from miditok import REMI
 from symusic import ControlChange, Note, Score, Tempo, Track
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from tokenization import MusicTxTokenizer, Performance
+from tokenization import MusicTxTokenizer, Performance, tokenization_music_tx
 
 TOKENIZER = MusicTxTokenizer()
 BROKEN = {
@@ -219,7 +225,15 @@ def test_a_missing_file_is_named():
 
 
 @pytest.mark.parametrize(
-    ("music", "message"), [(3.5, "float is no music"), (None, "NoneType is no music"), ([], "empty list")], ids=str
+    ("music", "message"),
+    [
+        (3.5, "float is no music"),
+        (None, "NoneType is no music"),
+        ([], "empty list"),
+        ([5, 6.5], "int is no music"),
+        ({"path": "one.mid"}, "dict is no music"),
+    ],
+    ids=str,
 )
 def test_what_is_no_music_is_refused(music, message):
     with pytest.raises((TypeError, ValueError), match=message):
@@ -247,8 +261,8 @@ def test_text_becomes_tokens_and_tokens_become_text(piece):
 
 def test_what_is_saved_is_loaded_and_saved_again_byte_for_byte(tmp_path, make_score):
     TOKENIZER.save_pretrained(tmp_path / "first")
-    names = {"miditok.json", "performance.py", "tokenization_music_tx.py", "tokenizer_config.json"}
-    assert set(files_of(tmp_path / "first")) == names
+    code = {"chorales.py", "performance.py", "tokenization_music_tx.py"}
+    assert set(files_of(tmp_path / "first")) == {"miditok.json", "tokenizer_config.json", *code}
     for load in (AutoTokenizer, MusicTxTokenizer):
         loaded = load.from_pretrained(tmp_path / "first")
         assert type(loaded) is MusicTxTokenizer
@@ -258,22 +272,26 @@ def test_what_is_saved_is_loaded_and_saved_again_byte_for_byte(tmp_path, make_sc
 
 
 def test_the_saved_code_works_where_this_package_is_not(tmp_path, make_score):
-    TOKENIZER.save_pretrained(tmp_path / "saved")
     make_score().dump_midi(tmp_path / "piece.mid")
+    remi = MusicTxTokenizer.from_miditok(REMI()).train_new_from_iterator([make_score()], 400)
+    for name, tokenizer in (("paper", TOKENIZER), ("remi", remi)):
+        tokenizer.save_pretrained(tmp_path / "saved" / name)
     script = (
         "import sys, transformers\n"
-        "tokenizer = transformers.AutoTokenizer.from_pretrained('saved', trust_remote_code=True)\n"
-        "tokenizer.save_pretrained('again')\n"
+        "for name in ('paper', 'remi'):\n"
+        "    tokenizer = transformers.AutoTokenizer.from_pretrained(f'saved/{name}', trust_remote_code=True)\n"
+        "    tokenizer.save_pretrained(f'again/{name}')\n"
+        "    print(*tokenizer.encode('piece.mid'))\n"
         "assert 'tokenization' not in sys.modules\n"
-        "print(*tokenizer.encode('piece.mid'))\n"
     )
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
     process = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
-    assert [int(id_) for id_ in process.stdout.split()] == TOKENIZER.encode(tmp_path / "piece.mid")
-    assert files_of(tmp_path / "again") == files_of(tmp_path / "saved")
+    for line, name, tokenizer in zip(process.stdout.splitlines(), ("paper", "remi"), (TOKENIZER, remi), strict=True):
+        assert [int(id_) for id_ in line.split()] == tokenizer.encode(tmp_path / "piece.mid")
+        assert files_of(tmp_path / "again" / name) == files_of(tmp_path / "saved" / name)
 
 
 def test_added_tokens_are_saved_and_make_no_sound(tmp_path, piece):
@@ -291,6 +309,31 @@ def test_copies_and_pickles_encode_alike(make_score):
     ids = TOKENIZER.encode(make_score())
     assert copy.deepcopy(TOKENIZER).encode(make_score()) == ids
     assert pickle.loads(pickle.dumps(TOKENIZER)).encode(make_score()) == ids
+
+
+def test_datasets_map_it_over_files_in_processes_and_know_it_again(midi_folder):
+    paths = [str(path) for path in sorted(midi_folder.rglob("*.mid"))]
+    pieces = datasets.Dataset.from_dict({"path": paths})
+    batches = pieces.map(
+        lambda batch: TOKENIZER(batch["path"], truncation=True, max_length=50), batched=True, num_proc=2
+    )
+    assert batches["input_ids"] == [TOKENIZER.encode(path)[:50] for path in paths]
+    # By this a second run finds what the first one has made.
+    assert Hasher.hash(TOKENIZER) == Hasher.hash(MusicTxTokenizer()) == Hasher.hash(copy.deepcopy(TOKENIZER))
+
+
+def test_the_collator_of_transformers_makes_batches_of_its_pieces(make_score):
+    pieces = [TOKENIZER(make_score(seed, seconds=1.0 + seed)) for seed in range(3)]
+    batch = DataCollatorForLanguageModeling(TOKENIZER, mlm=False)(pieces)
+    longest = max(len(piece["input_ids"]) for piece in pieces)
+    assert batch["input_ids"].shape == (3, longest)
+    assert (batch["labels"] == -100).sum() == sum(longest - len(piece["input_ids"]) for piece in pieces)
+
+
+def test_a_long_piece_overflows_into_windows_if_asked_to(piece):
+    encoded = TOKENIZER(piece, truncation=True, max_length=50, stride=10, return_overflowing_tokens=True)
+    assert encoded["input_ids"] == [1, *piece[:49]]
+    assert encoded["overflowing_tokens"] == piece[39:]
 
 
 def test_miditok_encodes_decodes_and_finds_no_errors(midi_folder):
@@ -320,8 +363,7 @@ def test_miditok_trains_a_vocabulary_on_the_encoding(midi_folder, tmp_path):
     assert len(trained) == 480
     assert len(trained(path).ids) < len(ids)
     assert Performance()(trained.decode(trained(path))).ids == ids
-    with pytest.raises(ValueError, match=r"trained\.json holds a trained vocabulary"):
-        MusicTxTokenizer(tmp_path / "trained.json")
+    assert MusicTxTokenizer(tmp_path / "trained.json").encode(path) == [1, *trained(path).ids]
 
 
 def test_a_score_for_an_instrument_without_notes_beside_the_piano_changes_nothing(make_score):
@@ -329,3 +371,13 @@ def test_a_score_for_an_instrument_without_notes_beside_the_piano_changes_nothin
     ids = TOKENIZER.encode(score)
     score.tracks.append(Track(program=52))
     assert TOKENIZER.encode(score) == ids
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.22.0", "6.0.0"])
+def test_with_a_transformers_that_it_does_not_know_the_import_says_which_it_does(monkeypatch, version):
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    (known,) = re.findall("^transformers.*", setup["options"]["install_requires"], re.MULTILINE)
+    monkeypatch.setattr("importlib.metadata.version", lambda package: version)
+    with pytest.raises(ImportError, match=f"{known} is required .* but found transformers=={version}"):
+        importlib.reload(tokenization_music_tx)

@@ -1,15 +1,28 @@
 """Notes to ids and back, and what ids mean while they are generated."""
 
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .midi_streamer import MidiStreamer
+from .pipeline_music_tx import TASK, MidiGenerationPipeline
+from .repetition import LoopBreaker
 from .tokenization_music_tx import MusicTxTokenizer, Performance
 
 # Under the model type, for the configuration class is the model's own. AutoTokenizer finds the tokenizer by the name
 # in tokenizer_config.json, so that loading needs no trust_remote_code where this package is installed.
 AutoTokenizer.register("music_tx", tokenizer_class=MusicTxTokenizer)
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=MidiGenerationPipeline, pt_model=AutoModelForCausalLM)
 # Saving writes the code beside the vocabulary, for those who do not have this package.
 MusicTxTokenizer.register_for_auto_class()
 
-__all__ = ["PIANO", "MaxSeconds", "MidiStreamer", "MusicGrammar", "MusicTxTokenizer", "Performance"]
+__all__ = [
+    "PIANO",
+    "LoopBreaker",
+    "MaxSeconds",
+    "MidiGenerationPipeline",
+    "MidiStreamer",
+    "MusicGrammar",
+    "MusicTxTokenizer",
+    "Performance",
+]

@@ -1,42 +1,147 @@
 """Which token may follow which: the Performance encoding as a LogitsProcessor, and a stop by seconds of music.
 
-All that a rule asks of the past is when each token was last heard. A key sounds if its NoteOn was heard after its
-NoteOff, the velocity is the one heard last, a note's age is the time since its NoteOn. So a sequence is summed up by
-one row of stamps, a stamp for each token of the vocabulary: a new token sets one, a whole prompt is one scatter.
+All that the rules ask of a sequence's past is a little state that each token moves on: which keys are down and since
+when, the velocity said last, the time. So a token costs the same after an hour as at the start.
 
-Shape letters: B batch, T tokens, V vocabulary, P keys.
+Shape letters: B batch, T tokens, V vocabulary.
 """
 
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
-# A stamp is a position with the time in the bits above it, if a rule asks for ages: it sorts as the position does.
-TIME_BITS = 32
+from .performance import (
+    MAX_SHIFT_STEPS,
+    NOTE_OFF,
+    NOTE_ON,
+    NUM_PITCHES,
+    STEPS_PER_SECOND,
+    TIME_SHIFT,
+    VELOCITY,
+    VELOCITY_OF_BIN,
+)
 
-# More steps than there will ever be.
-FOREVER = 1 << TIME_BITS
+# The tokens of each kind of event, in the order of their ids.
+TOKENS = {
+    NOTE_ON: [f"NoteOn_{pitch}" for pitch in range(NUM_PITCHES)],
+    NOTE_OFF: [f"NoteOff_{pitch}" for pitch in range(NUM_PITCHES)],
+    TIME_SHIFT: [f"TimeShift_{steps}" for steps in range(1, MAX_SHIFT_STEPS + 1)],
+    VELOCITY: [f"Velocity_{velocity}" for velocity in VELOCITY_OF_BIN],
+}
+# What an id may be instead: the beginning or the end of a piece, or what says nothing.
+BEGIN, END, NOTHING = -1, -2, -3
 
-# So many newest tokens tell whether a sequence goes on from the last call. Few, so that a token costs the same after
-# hours; enough, for two sequences of one length that agree in them all would have to differ in a key untouched since.
-RECALL_TOKENS = 1024
+# What a piano and its players do, for `MusicGrammar`: all of MAESTRO's keys; the length of 99.9% of its notes as they
+# sound, pedal and all, for a key that a model forgets to release would be lost to the rest of the piece; and a wait
+# that it exceeds less than twice an hour, mostly between movements.
+PIANO = {"pitch_range": (21, 108), "max_note_seconds": 10.0, "max_rest_seconds": 10.0}
 
-# What a piano and its players do, for `MusicGrammar`: all of MAESTRO's keys, and the length of 99.9% of its notes as
-# they sound, pedal and all. A key that a model forgets to release would be lost to the rest of the piece.
-PIANO = {"pitch_range": (21, 108), "max_note_seconds": 10.0}
+# Music that is to close does so at a wait of a second, if there is one in the last ten seconds before (but no more
+# than the last quarter): in MAESTRO there are four such waits in a minute.
+CLOSING_STEPS, CLOSING_REST_STEPS = 10 * STEPS_PER_SECOND, STEPS_PER_SECOND
+
+# A sequence is known again by so many of its newest tokens: ten seconds of music. Two of one length that agree in them
+# all and differ before would be taken for each other.
+RECALL_TOKENS = 256
+
+# So many sequences are remembered at least: beams change places, and assisted decoding takes tokens back.
+RECALL_SEQUENCES = 64
 
 
-def shift_steps(tokenizer):
-    """Count time in whole steps, so that an hour of music sums without drift.
+class Recall:
+    """Keeps a state for every sequence of a batch and moves it on by the newest token, wherever its row went.
 
     Args:
-        tokenizer: The tokenizer, for its `token_seconds`.
-
-    Returns:
-        The steps by which each id advances time, `[V]`, and the steps in a second.
+        begin: Makes the state of a sequence without tokens, given its row and the number of rows.
+        hear: Makes of a state, tokens and the position of the first of them the state after them; it leaves the state
+            that it is given as it is.
     """
-    seconds = torch.as_tensor(tokenizer.token_seconds, dtype=torch.float64)
-    step = seconds[seconds > 0].min()
-    return (seconds / step).round().long(), 1 / step.item()
+
+    def __init__(self, begin: Callable, hear: Callable):
+        self._begin, self._hear = begin, hear
+        self._known = {}
+
+    def __call__(self, ids: torch.LongTensor) -> list:
+        """Bring every sequence up to date.
+
+        Args:
+            ids: The sequences so far, `[B, T]`.
+
+        Returns:
+            The state of each.
+        """
+        B, T = ids.shape
+        # The newest tokens alone leave an accelerator; on CPU, numpy cuts with less ado than torch.
+        tails = ids if ids.device.type == "cpu" else ids[:, -RECALL_TOKENS - 1 :].cpu()
+        states = []
+        for row, tail in enumerate(tails.numpy()[:, -RECALL_TOKENS - 1 :]):
+            known = self._known.get((T - 1, tail[:-1].tobytes()))
+            if known is None:
+                state = self._hear(self._begin(row, B), ids[row].tolist(), 0)
+            else:
+                state = self._hear(known, tail[-1:].tolist(), T - 1)
+            self._known[T, tail[-RECALL_TOKENS:].tobytes()] = state
+            states.append(state)
+        # A dictionary keeps the order in which its keys came.
+        while len(self._known) > max(RECALL_SEQUENCES, 2 * B):
+            del self._known[next(iter(self._known))]
+        return states
+
+
+class Past:
+    """What the rules ask of the tokens so far.
+
+    Attributes:
+        kind: What the newest one is; padding does not count.
+        value: Its pitch, steps or velocity bin.
+        time: Steps since the beginning.
+        prompt_time: Steps until the end of the prompt.
+        onset: When a key last went down.
+        velocity: The bin said last, or None.
+        down: Which keys sound, bool, `[128]`.
+        struck: When each of them went down, the oldest first.
+        next_off, next_on: The lowest keys that may still come up and go down in this step.
+    """
+
+    def __init__(self):
+        self.kind, self.value, self.velocity = NOTHING, 0, None
+        self.time = self.prompt_time = self.onset = self.next_off = self.next_on = 0
+        self.down = np.zeros(NUM_PITCHES, dtype=bool)
+        self.struck = {}
+
+    def copy(self) -> "Past":
+        """Make a past of its own that begins with this one."""
+        copy = Past.__new__(Past)
+        copy.__dict__.update(self.__dict__, down=self.down.copy(), struck=self.struck.copy())
+        return copy
+
+    def hear(self, kind: int, value: int):
+        """Move on by one token, whether the rules allow it or not.
+
+        Args:
+            kind: One of the kinds of event, BEGIN, END or NOTHING.
+            value: Accordingly a pitch, steps, a velocity bin, or 0.
+        """
+        if kind == TIME_SHIFT:
+            self.time += value
+            self.next_off = self.next_on = 0
+        elif kind == NOTE_ON:
+            self.down[value] = True
+            self.struck.pop(value, None)
+            self.struck[value] = self.onset = self.time
+            self.next_off, self.next_on = NUM_PITCHES, value + 1
+        elif kind == NOTE_OFF:
+            self.down[value] = False
+            self.struck.pop(value, None)
+            self.next_off = value + 1
+        elif kind == VELOCITY:
+            self.velocity = value
+        elif kind == NOTHING:
+            return
+        self.kind, self.value = kind, value
 
 
 class MusicGrammar(LogitsProcessor):
@@ -48,17 +153,22 @@ class MusicGrammar(LogitsProcessor):
     EOS only after the NoteOff that leaves silence. A piece begins with a Velocity.
 
     A prompt may be any slice of music: what it leaves open is taken as it stands, its hanging NoteOffs do no harm, and
-    keys not struck in it count as silent. Rows may be padded on the left and reordered between calls (beam search).
+    keys not struck in it or in `before` count as silent. Rows may be padded on the left, change places between calls
+    (beam search) and take tokens back (assisted decoding).
 
     Args:
         tokenizer: A tokenizer of the Performance encoding.
         max_polyphony: Most keys that may sound at once.
         max_note_seconds: Longest time that a key may sound.
+        max_rest_seconds: Longest time in which no key goes down.
         pitch_range: Lowest and highest key that may be struck, both included.
-        close_after_seconds: Seconds of music, the prompt not counted, after which no note begins, and EOS follows as
-            soon as the sounding ones have ended. Set `max_note_seconds` to bound that, too.
+        close_after_seconds: Seconds of music, the prompt not counted, after which no note begins; shortly before, a
+            rest is taken for the end. EOS follows as soon as the sounding notes have ended; set `max_note_seconds` to
+            bound that, too.
         prompt_length: Length of the prompt in tokens with its padding, `input_ids.shape[1]`, for
             `close_after_seconds`.
+        before: For each prompt the ids that come before it and that the model is not shown, such as the beginning of a
+            piece longer than its window: keys that sound from there on are released, too. Return sequences share one.
 
     Raises:
         ValueError: If the vocabulary is not the plain Performance encoding, or an option is out of range.
@@ -73,62 +183,48 @@ class MusicGrammar(LogitsProcessor):
         *,
         max_polyphony: int | None = None,
         max_note_seconds: float | None = None,
+        max_rest_seconds: float | None = None,
         pitch_range: tuple[int, int] | None = None,
         close_after_seconds: float | None = None,
         prompt_length: int = 0,
+        before: Sequence[Sequence[int]] = ((),),
     ):
-        vocabulary = tokenizer.get_vocab()
-        self._steps, steps_per_second = shift_steps(tokenizer)
-        self._pad, self._bos, self._eos = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
+        spans = spans_of(tokenizer)
         self._on, self._off, self._shift, self._velocity = (
-            _span(vocabulary, kind) for kind in ("NoteOn", "NoteOff", "TimeShift", "Velocity")
+            spans[kind] for kind in (NOTE_ON, NOTE_OFF, TIME_SHIFT, VELOCITY)
         )
+        self._pad, self._bos, self._eos = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._events = events_of(tokenizer)
 
-        low, high = pitch_range or (0, 127)
-        if not 0 <= low <= high <= 127:
+        self._low, self._high = pitch_range or (0, NUM_PITCHES - 1)
+        if not 0 <= self._low <= self._high < NUM_PITCHES:
             raise ValueError(f"pitch_range {pitch_range} must be two keys within 0..127, the lower one first.")
         if max_polyphony is not None and max_polyphony < 1:
             raise ValueError(f"max_polyphony ({max_polyphony}) must be at least 1; leave it out for no limit.")
-        if max_note_seconds is not None and max_note_seconds * steps_per_second < 1:
-            raise ValueError(f"max_note_seconds ({max_note_seconds}) must be at least a step, {1 / steps_per_second}.")
+        for name, seconds in (("max_note_seconds", max_note_seconds), ("max_rest_seconds", max_rest_seconds)):
+            if seconds is not None and seconds * STEPS_PER_SECOND < 1:
+                raise ValueError(f"{name} ({seconds}) must be at least a step, {1 / STEPS_PER_SECOND}.")
         self._max_polyphony = max_polyphony
-        self._max_note_steps = max_note_seconds and round(max_note_seconds * steps_per_second)
-        self._close_after_steps = close_after_seconds and round(close_after_seconds * steps_per_second)
+        self._max_note_steps = max_note_seconds and round(max_note_seconds * STEPS_PER_SECOND)
+        self._max_rest_steps = max_rest_seconds and round(max_rest_seconds * STEPS_PER_SECOND)
+        self._close_after_steps = close_after_seconds and round(close_after_seconds * STEPS_PER_SECOND)
         self._prompt_length = prompt_length
+        self._before = [np.asarray(ids, dtype=np.int64).tolist() for ids in before]
+        self._recall = Recall(self._begin, self._hear)
 
-        self._follows, self._order, self._is_velocity = self._tables(vocabulary, low, high)
-        self._length = None
+    def _begin(self, row: int, rows: int) -> Past:
+        # The return sequences of a prompt follow each other.
+        before = self._before[row * len(self._before) // rows]
+        return self._hear(Past(), before, -len(before))
 
-    def _tables(self, vocabulary, low, high):
-        """Write down the rules that need no memory.
-
-        Returns:
-            Two bool tensors `[V, V]`, the earlier token in the rows: whether a token may come right after another, and
-            whether it may still come in a step in which that other one was the last. One `[V]`: what is a Velocity.
-        """
-        size = len(self._steps)
-        pitch = torch.full((size,), -1)
-        for token, i in vocabulary.items():
-            kind, _, value = token.partition("_")
-            if kind in ("NoteOn", "NoteOff"):
-                pitch[i] = int(value)
-        on, off, shift, velocity = torch.zeros(4, size, dtype=torch.bool)
-        on[self._on] = off[self._off] = shift[self._shift] = velocity[self._velocity] = True
-        longest = self._steps == self._steps.max()
-
-        # Rows: the earlier token, columns: the later one.
-        ascends = pitch[:, None] < pitch
-        order = ~(on[:, None] & on | off[:, None] & off) | ascends
-        order &= ~(on[:, None] & off)
-        order &= ~on | (low <= pitch) & (pitch <= high)
-
-        follows = (on | off | shift | velocity).repeat(size, 1)
-        follows[off, self._eos] = True
-        follows[velocity] = on
-        follows[shift & ~longest] &= ~shift
-        follows[self._bos] = velocity
-        follows[[self._eos, self._pad]] = torch.arange(size) == self._pad
-        return follows, order, velocity
+    def _hear(self, past: Past, tokens: list[int], start: int) -> Past:
+        past = past.copy()
+        for token in tokens[: max(self._prompt_length - start, 0)]:
+            past.hear(*self._events[token])
+            past.prompt_time = past.time
+        for token in tokens[max(self._prompt_length - start, 0) :]:
+            past.hear(*self._events[token])
+        return past
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Mask the scores of the next token.
@@ -140,95 +236,64 @@ class MusicGrammar(LogitsProcessor):
         Returns:
             The scores, minus infinity where the grammar forbids a token.
         """
-        self._hear(input_ids)
-        token, previous = input_ids[:, -1], input_ids[:, max(input_ids.shape[1] - 2, 0)]
-        allowed = self._allowed(self._heard, self._time, self._left, token, previous)
-        # Only a prompt leads into a dead end, as by a Velocity after the top key; the shortest TimeShift leads out.
-        allowed[:, self._shift.start].logical_or_(~allowed.any(1))
-        if scores.shape[1] > allowed.shape[1]:
-            allowed = torch.nn.functional.pad(allowed, (0, scores.shape[1] - allowed.shape[1]))
-        return torch.where(allowed, scores, -torch.inf)
+        allowed = np.zeros(scores.shape, dtype=bool)
+        for row, past in zip(allowed, self._recall(input_ids), strict=True):
+            self._allow(row, past)
+        return torch.where(torch.from_numpy(allowed).to(scores.device), scores, -torch.inf)
 
-    def _hear(self, ids):
-        """Bring the stamps up to date: by the newest token if the others were heard before, else from the start."""
-        B, T = ids.shape
-        if self._follows.device != ids.device:
-            self._follows, self._order, self._is_velocity, self._steps = (
-                table.to(ids.device) for table in (self._follows, self._order, self._is_velocity, self._steps)
-            )
-        # On an accelerator the comparison would hold the host up until the model's forward is done, while hearing
-        # everything anew takes as many kernels as hearing one token.
-        goes_on = (
-            ids.device.type == "cpu"
-            and self._length == T - 1
-            and torch.equal(ids[:, -RECALL_TOKENS - 1 : -1], self._recent)
-        )
-        start = T - 1 if goes_on else 0
-        if not goes_on:
-            self._heard = self._steps.new_zeros(B, len(self._steps))
-            self._time = self._steps.new_zeros(B)
-            self._left = self._steps.new_full((B,), self._close_after_steps or 0)
-        # A copy: the caller may write on in the same memory.
-        self._length, self._recent = T, ids[:, -RECALL_TOKENS:].clone()
-
-        new = ids[:, start:]
-        stamp = torch.arange(start + 1, T + 1, device=ids.device).expand_as(new)
-        if self._max_note_steps is not None:
-            time = self._time[:, None] + self._steps[new].cumsum(1)
-            stamp = (time << TIME_BITS) + stamp
-            self._time = time[:, -1]
-        self._heard.scatter_reduce_(1, new, stamp, "amax")
-        if self._close_after_steps is not None:
-            self._left -= self._steps[ids[:, max(start, self._prompt_length) :]].sum(1)
-
-    def _allowed(self, heard, time, left, token, previous):
+    def _allow(self, row: np.ndarray, past: Past):
         """Apply every rule to the next token.
 
         Args:
-            heard: Stamp of each token's last occurrence, 0 if there was none, `[B, V]`.
-            time: Steps since the beginning, `[B]`.
-            left: Steps until the closing phase, `[B]`.
-            token: The newest token, `[B]`.
-            previous: The one before it, `[B]`.
-
-        Returns:
-            Whether each token may come next, bool, `[B, V]`.
+            row: Set to True for the tokens that may come next, all False before, bool, `[V]`.
+            past: What came before.
         """
-        # A Velocity does not move within the step: the note before it still does the counting.
-        allowed = self._order[torch.where(self._is_velocity[token], previous, token)]
-        on, off, velocity = allowed[:, self._on], allowed[:, self._off], allowed[:, self._velocity]
-
-        sounding = heard[:, self._on] > heard[:, self._off]  # [B, P]
-        sounds = sounding.any(1)
-        on.masked_fill_(sounding, False)
-        off &= sounding
-        allowed[:, self._eos].masked_fill_(sounds, False)
-
-        if self._max_polyphony is not None:
-            on &= sounding.sum(1, keepdim=True) < self._max_polyphony
-        if self._max_note_steps is not None:
-            age = time[:, None] - (heard[:, self._on] >> TIME_BITS)
-            rest = torch.where(sounding, self._max_note_steps - age, FOREVER)  # [B, P]
-            overdue = rest <= 0
-            # Overdue keys are released before anything else happens, and no later key before them.
-            off &= overdue.cumsum(1) <= overdue
-            on &= ~overdue.any(1, keepdim=True)
-            allowed[:, self._shift] &= self._steps[self._shift] <= rest.amin(1, keepdim=True)
+        if past.kind == END:
+            row[self._pad] = True
+            return
+        # The longest shift, whether a key may go down, and below which key keys may come up.
+        shift = 0 if past.kind == TIME_SHIFT and past.value < MAX_SHIFT_STEPS else MAX_SHIFT_STEPS
+        on = self._max_polyphony is None or len(past.struck) < self._max_polyphony
+        off = NUM_PITCHES
+        closing = False
         if self._close_after_steps is not None:
-            closing = left <= 0
-            on &= ~closing[:, None]
-            # No rest reaches into the closing phase: a piece ends with its last NoteOff.
-            allowed[:, self._shift] &= (self._steps[self._shift] < left[:, None]) | sounds[:, None]
+            left = past.prompt_time + self._close_after_steps - past.time
+            closing = left <= 0 or (
+                left <= min(CLOSING_STEPS, self._close_after_steps // 4)
+                and past.time - past.onset >= CLOSING_REST_STEPS
+            )
+            on &= not closing
+            if not past.struck:
+                # No rest reaches into the closing phase: a piece ends with its last NoteOff.
+                shift = min(shift, 0 if closing else left - 1)
+        if self._max_rest_steps is not None and on:
+            shift = min(shift, past.onset + self._max_rest_steps - past.time)
+        if self._max_note_steps is not None and past.struck:
+            # Of the struck keys the first has sounded longest.
+            latest = past.time - self._max_note_steps
+            shift = min(shift, next(iter(past.struck.values())) - latest)
+            overdue = [key for key, struck in past.struck.items() if struck <= latest] if shift <= 0 else []
+            if overdue:
+                # They come up before anything else happens, and no higher key before them.
+                on, off = False, min(overdue) + 1
 
-        # A Velocity says something if it is news and a NoteOn can follow.
-        stamps = heard[:, self._velocity]
-        velocity &= (stamps < stamps.amax(1, keepdim=True).clamp(min=1)) & on.any(1, keepdim=True)
-
-        allowed &= self._follows[token]
-        if self._close_after_steps is not None:
-            # But a prompt may have brought it there.
-            allowed[:, self._eos].logical_or_(closing & ~sounds & ~allowed.any(1))
-        return allowed
+        keys = slice(max(past.next_on, self._low), self._high + 1)
+        on &= not past.down[keys].all()
+        if on and past.kind != BEGIN:
+            np.logical_not(past.down[keys], out=row[self._on][keys])
+        if on and past.kind != VELOCITY:
+            # A Velocity says something if it is news and a NoteOn can follow.
+            row[self._velocity] = True
+            if past.velocity is not None:
+                row[self._velocity.start + past.velocity] = False
+        if past.kind not in (BEGIN, VELOCITY):
+            keys = slice(past.next_off, off)
+            row[self._off][keys] = past.down[keys]
+            row[self._shift.start : self._shift.start + max(shift, 0)] = True
+            row[self._eos] = past.kind == NOTE_OFF and not past.struck
+        if not row.any():
+            # Only a prompt leads into a dead end, as with a Velocity after the top key; the shortest shift leads out.
+            row[self._eos if closing and not past.struck else self._shift.start] = True
 
     def violations(self, ids) -> list[int]:
         """Find the tokens of a finished sequence that the grammar would not have let through.
@@ -242,53 +307,70 @@ class MusicGrammar(LogitsProcessor):
         Returns:
             Their positions, ascending; empty if the sequence is well-formed.
         """
-        ids = torch.asarray(ids, dtype=torch.long, device=self._steps.device, copy=True)
-        music = (ids != self._pad).nonzero().flatten().tolist()
-        if len(music) < 2:
+        ids = np.asarray(ids).astype(np.int64)
+        (music,) = np.nonzero(ids != self._pad)
+        if len(music) == 0:
             return []
-        first, ids = music[0], ids[music[0] : music[-1] + 1]
-        positions = torch.arange(len(ids), device=ids.device)
-        time = self._steps[ids].cumsum(0)
-        stamp = (time << TIME_BITS) + positions + 1
-        previous = torch.cat([ids[:1], ids[:-1]])
-
-        before = torch.zeros_like(self._steps)
-        if ids[0] != self._bos:
-            begins = torch.full_like(self._steps, len(ids)).scatter_reduce(0, ids, positions, "amin")
-            before[self._on] = (begins[self._off] < begins[self._on]).long()
-
-        # The rules see the positions as they see the rows of a batch, some at a time to bound the memory.
+        past, events = Past(), [self._events[i] for i in ids[: music[-1] + 1].tolist()]
+        past.prompt_time = math.inf
+        if ids[music[0]] != self._bos:
+            for kind, value in reversed(events):
+                if kind in (NOTE_ON, NOTE_OFF):
+                    past.down[value] = kind == NOTE_OFF
+            past.struck |= dict.fromkeys(np.flatnonzero(past.down).tolist(), 0)
         wrong = []
-        for part in positions[:-1].split(1024):
-            heard = before.repeat(len(part), 1)
-            heard.scatter_(1, ids[part, None], stamp[part, None])
-            heard = heard.cummax(0).values
-            before = heard[-1]
-            allowed = self._allowed(heard, time[part], torch.full_like(part, FOREVER), ids[part], previous[part])
-            wrong += (part + 1)[~allowed.gather(1, ids[part + 1, None])[:, 0]].tolist()
-        return [first + i for i in wrong]
+        for position in range(music[0], len(events)):
+            if position > music[0]:
+                row = np.zeros(len(self._events), dtype=bool)
+                self._allow(row, past)
+                if not row[ids[position]]:
+                    wrong.append(position)
+            past.hear(*events[position])
+        return wrong
 
 
-def _span(vocabulary, kind):
-    """Find the ids of one kind of token.
+def spans_of(tokenizer) -> dict[int, slice]:
+    """Find the ids of each kind of event.
 
     Args:
-        vocabulary: Ids by token.
-        kind: What its tokens begin with.
+        tokenizer: A tokenizer of the Performance encoding.
 
     Returns:
-        The slice of the vocabulary that they fill.
+        The slice of the vocabulary that each kind fills, in the order of `TOKENS`.
 
     Raises:
-        ValueError: If there are none, or something else lies between them.
+        ValueError: If the vocabulary is another one.
     """
-    ids = sorted(i for token, i in vocabulary.items() if token.startswith(f"{kind}_"))
-    if not ids or ids[-1] - ids[0] + 1 != len(ids):
-        raise ValueError(
-            f"The vocabulary's {len(ids)} {kind} tokens must follow each other; "
-            "the grammar needs a tokenizer of the Performance encoding."
-        )
-    return slice(ids[0], ids[-1] + 1)
+    vocabulary, spans = tokenizer.get_vocab(), {}
+    for kind, tokens in TOKENS.items():
+        ids = [vocabulary[token] for token in tokens if token in vocabulary]
+        if len(ids) < len(tokens) or ids != list(range(ids[0], ids[0] + len(ids))):
+            raise ValueError(
+                f"The vocabulary has {len(ids)} {tokens[0].partition('_')[0]} tokens, not {len(tokens)} in a row; "
+                "the tokenizer must be one of the Performance encoding."
+            )
+        spans[kind] = slice(ids[0], ids[-1] + 1)
+    return spans
+
+
+def events_of(tokenizer) -> list[tuple[int, int]]:
+    """Say what each id means.
+
+    Args:
+        tokenizer: A tokenizer of the Performance encoding.
+
+    Returns:
+        The kind of each id, and its pitch, steps or velocity bin or else 0.
+
+    Raises:
+        ValueError: If the vocabulary is another one.
+    """
+    events = [(NOTHING, 0)] * len(tokenizer)
+    events[tokenizer.bos_token_id], events[tokenizer.eos_token_id] = (BEGIN, 0), (END, 0)
+    for kind, ids in spans_of(tokenizer).items():
+        first = 1 if kind == TIME_SHIFT else 0
+        events[ids] = [(kind, first + i) for i in range(ids.stop - ids.start)]
+    return events
 
 
 class MaxSeconds(StoppingCriteria):
@@ -303,9 +385,16 @@ class MaxSeconds(StoppingCriteria):
     """
 
     def __init__(self, tokenizer, seconds: float, prompt_length: int):
-        self._steps, steps_per_second = shift_steps(tokenizer)
-        self._limit = round(seconds * steps_per_second)
+        # Whole steps: an hour of music sums without drift.
+        token_seconds = np.asarray(tokenizer.token_seconds)
+        step = token_seconds[token_seconds > 0].min()
+        self._steps = np.rint(token_seconds / step).astype(int).tolist()
+        self._limit = round(seconds / step)
         self._prompt_length = prompt_length
+        self._recall = Recall(lambda row, rows: 0, self._hear)
+
+    def _hear(self, steps: int, tokens: list[int], start: int) -> int:
+        return steps + sum(self._steps[token] for token in tokens[max(self._prompt_length - start, 0) :])
 
     def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
         """Count the music so far.
@@ -318,7 +407,4 @@ class MaxSeconds(StoppingCriteria):
         Returns:
             Whether each sequence is done, `[B]`.
         """
-        self._steps = self._steps.to(input_ids.device)
-        new = input_ids[:, self._prompt_length :]
-        # index_select takes a third of the time of plain indexing.
-        return self._steps.index_select(0, new.flatten()).view(new.shape).sum(1) >= self._limit
+        return torch.tensor([steps >= self._limit for steps in self._recall(input_ids)], device=input_ids.device)

@@ -1,4 +1,4 @@
-"""Ids arriving, finished notes leaving: music to be heard while `generate()` still writes it."""
+"""Ids arriving, events and finished notes leaving: music to be heard while `generate()` still writes it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,8 +6,22 @@ from typing import NamedTuple
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from .grammar import shift_steps
-from .performance import DEFAULT_VELOCITY
+from .grammar import events_of
+from .performance import DEFAULT_VELOCITY, NOTE_OFF, NOTE_ON, STEPS_PER_SECOND, TIME_SHIFT, VELOCITY, VELOCITY_OF_BIN
+
+
+class StreamedEvent(NamedTuple):
+    """A key going down or coming up.
+
+    Args:
+        seconds: When, counted from the beginning of the sequence, prompt included.
+        pitch: Key, 0..127.
+        velocity: Velocity, 1..127, or as in MIDI 0 for a key that comes up.
+    """
+
+    seconds: float
+    pitch: int
+    velocity: int
 
 
 class StreamedNote(NamedTuple):
@@ -27,30 +41,44 @@ class StreamedNote(NamedTuple):
 
 
 class MidiStreamer(BaseStreamer):
-    """Hands out every note as soon as its NoteOff is known; pass it as `generate(..., streamer=...)`.
+    """Hands out music as soon as its tokens are known; pass it as `generate(..., streamer=...)`.
 
-    The notes are those of `tokenizer.to_score`, in the order in which they end: striking a sounding key ends its note,
-    a NoteOff without a note does nothing, and what still sounds when generation ends is ended then.
+    To play along, take the events: a key that goes down is handed out with its NoteOn, long before its note has ended.
+    To write down what there is, take the notes. They are those of `tokenizer.to_score`, in the order in which they
+    end: striking a sounding key ends its note, a NoteOff without a note does nothing, and what still sounds when
+    generation ends is ended then.
 
     Args:
         tokenizer: A tokenizer of the Performance encoding.
         on_note: Called with each `StreamedNote`.
+        on_event: Called with each `StreamedEvent`, two for each note, before the note itself.
         skip_prompt: Leave out the notes that began in the prompt.
     """
 
-    def __init__(self, tokenizer, on_note: Callable[[StreamedNote], None], *, skip_prompt: bool = False):
-        self.on_note = on_note
+    def __init__(
+        self,
+        tokenizer,
+        on_note: Callable[[StreamedNote], None] | None = None,
+        on_event: Callable[[StreamedEvent], None] | None = None,
+        *,
+        skip_prompt: bool = False,
+    ):
+        self.on_note, self.on_event = on_note, on_event
         self.skip_prompt = skip_prompt
-        _, self._steps_per_second = shift_steps(tokenizer)
-        tokens = {i: token.partition("_") for token, i in tokenizer.get_vocab().items()}
-        self._events = {i: (kind, int(value)) for i, (kind, _, value) in tokens.items() if value.isdigit()}
+        self._events = events_of(tokenizer)
         self._begin()
 
     def _begin(self):
         self._is_prompt = True
         self._step = 0
         self._velocity = DEFAULT_VELOCITY
-        self._sounding = {}
+        # The step and velocity of each key that is down, less those left out.
+        self._down = {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of music so far, prompt included."""
+        return self._step / STEPS_PER_SECOND
 
     def put(self, value: torch.LongTensor):
         """Take the next ids.
@@ -64,28 +92,37 @@ class MidiStreamer(BaseStreamer):
         if len(value) > 1:
             raise ValueError(f"MidiStreamer follows one sequence, not {len(value)}; give one prompt for one sample.")
         for i in value.flatten().tolist():
-            match self._events.get(i):
-                case "TimeShift", steps:
-                    self._step += steps
-                case "Velocity", velocity:
-                    self._velocity = velocity
-                case "NoteOff", pitch:
-                    self._release(pitch)
-                case "NoteOn", pitch:
-                    self._release(pitch)
-                    self._sounding[pitch] = (self._step, self._velocity, self._is_prompt)
+            kind, number = self._events[i]
+            if kind == TIME_SHIFT:
+                self._step += number
+            elif kind == VELOCITY:
+                self._velocity = int(VELOCITY_OF_BIN[number])
+            elif kind == NOTE_OFF:
+                self._release(number)
+            elif kind == NOTE_ON:
+                self._release(number)
+                self._strike(number)
         self._is_prompt = False
 
     def end(self):
         """End the notes that still sound, and be ready for another sequence."""
-        for pitch in list(self._sounding):
+        for pitch in list(self._down):
             self._release(pitch)
         self._begin()
 
-    def _release(self, pitch):
-        if pitch not in self._sounding:
+    def _strike(self, pitch):
+        if self.skip_prompt and self._is_prompt:
             return
-        start, velocity, is_prompt = self._sounding.pop(pitch)
-        if not (is_prompt and self.skip_prompt):
-            steps = max(self._step - start, 1)
-            self.on_note(StreamedNote(start / self._steps_per_second, steps / self._steps_per_second, pitch, velocity))
+        self._down[pitch] = self._step, self._velocity
+        if self.on_event is not None:
+            self.on_event(StreamedEvent(self.seconds, pitch, self._velocity))
+
+    def _release(self, pitch):
+        if pitch not in self._down:
+            return
+        start, velocity = self._down.pop(pitch)
+        end = max(self._step, start + 1)
+        if self.on_event is not None:
+            self.on_event(StreamedEvent(end / STEPS_PER_SECOND, pitch, 0))
+        if self.on_note is not None:
+            self.on_note(StreamedNote(start / STEPS_PER_SECOND, (end - start) / STEPS_PER_SECOND, pitch, velocity))
