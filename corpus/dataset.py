@@ -2,15 +2,25 @@
 
 Nothing here remembers what was asked before: which example stands at an index depends on the seed and the index alone.
 A training that resumes starts at the index where it stopped, and neither the number of DataLoader workers nor the
-number of processes changes what any example is.
+number of processes changes what any example is. That holds for a corpus on this machine and for one that is streamed:
+what a resumed stream costs is the fetching of the one shard in which it stopped.
 """
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import fsspec
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+
+from corpus.shards import StreamedPieces
+from tokenization import MusicTxTokenizer
 
 # What labels hold where nothing is to be predicted: the loss of every Transformers model leaves it out.
 IGNORED = -100
@@ -22,27 +32,73 @@ PADDING = 0
 SPARE = 1 / 16
 
 # Separate the streams of random numbers that one seed opens.
-ORDER, PHASE, AUGMENT = range(3)
+ORDER, PHASE, AUGMENT, WEIGHT, SHARDS = range(5)
 
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
-def load_corpus(corpus_dir: str | Path) -> DatasetDict:
-    """Open what `python -m corpus.prepare` wrote: splits of pieces, memory-mapped.
+def load_corpus(corpus: str | Path) -> DatasetDict | dict[str, StreamedPieces]:
+    """Open what `python -m corpus.prepare` wrote.
 
     Args:
-        corpus_dir: The folder given to `prepare` as `--output_dir`.
+        corpus: The folder given to `prepare` as `--output_dir`, whose pieces are memory-mapped. Or where it was
+            published to, and then they are streamed: a data set on the Hub as `user/name` or `user/name@revision`, or
+            any folder that fsspec knows, as `s3://bucket/folder`.
 
     Returns:
-        The splits `train`, `validation` and `test` with the columns `name` and `input_ids` (BOS + ids + EOS).
+        The splits `train`, `validation` and `test` of pieces (BOS + ids + EOS).
 
     Raises:
-        FileNotFoundError: The folder is not a prepared corpus.
+        FileNotFoundError: There is no prepared corpus.
     """
-    corpus_dir = Path(corpus_dir)
-    if not (corpus_dir / "dataset_dict.json").is_file():
-        raise FileNotFoundError(f"{corpus_dir} is not a prepared corpus; make one with `python -m corpus.prepare`.")
-    return load_from_disk(corpus_dir)
+    root = corpus_root(corpus)
+    if "://" in root:
+        try:
+            return {split: StreamedPieces(f"{root}/{split}") for split in ("train", "validation", "test")}
+        except OSError as error:
+            raise FileNotFoundError(f"{root} is not a prepared corpus: {error}.") from None
+    return load_from_disk(root)
+
+
+def corpus_root(corpus: str | Path) -> str:
+    """Find a corpus.
+
+    Args:
+        corpus: As for `load_corpus`.
+
+    Returns:
+        A folder on this machine, or an URL. A data set on the Hub is held to the commit that it is at now, for a
+        training reads its index once and its pieces later.
+
+    Raises:
+        FileNotFoundError: There is no prepared corpus on this machine, and none on the Hub.
+    """
+    missing = f"{corpus} is not a prepared corpus; make one with `python -m corpus.prepare`"
+    if Path(corpus, "dataset_dict.json").is_file() or "://" in str(corpus):
+        return str(corpus)
+    name = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(.+))?", str(corpus))
+    if not name or Path(corpus).exists():
+        raise FileNotFoundError(f"{missing}.")
+    try:
+        commit = HfApi().dataset_info(name[1], revision=name[2]).sha
+    except (HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(f"{missing}. Nor is it on the Hub: {reason}") from None
+    return f"hf://datasets/{name[1]}@{commit}"
+
+
+def load_report(corpus: str | Path) -> dict:
+    """Read the report of a corpus, with its fingerprint; `corpus` as for `load_corpus`."""
+    with fsspec.open(f"{corpus_root(corpus)}/report.json", encoding="utf-8", mode="r") as file:
+        return json.load(file)
+
+
+def load_tokenizer(corpus: str | Path) -> MusicTxTokenizer:
+    """Load the tokenizer that a corpus was prepared with; `corpus` as for `load_corpus`."""
+    filesystem, root = fsspec.url_to_fs(corpus_root(corpus))
+    with TemporaryDirectory() as folder:
+        filesystem.get(f"{root}/tokenizer/", folder, recursive=True)
+        return MusicTxTokenizer.from_pretrained(folder)
 
 
 class Crops(torch.utils.data.Dataset):
@@ -50,27 +106,51 @@ class Crops(torch.utils.data.Dataset):
 
     An epoch visits every window of every piece once, in an order of its own. The first window of a piece starts at its
     BOS and the last one ends at its EOS, in every epoch, so that beginnings and endings are learned; the windows
-    between them tile the piece at a phase that each epoch draws anew.
+    between them tile the piece at a phase that each epoch draws anew. Pieces of another weight than 1 are visited so
+    often on average, whichever the epoch: with 0.5, one half of their windows in one epoch and the other in the next.
+
+    Streamed pieces come shard after shard, the windows of a shard shuffled among themselves. Processes that take
+    batches in turn then read different shards, and only where these do not divide evenly each other's.
 
     Args:
         pieces: One split of a corpus.
         length: Tokens per crop. A shorter piece is padded on the right.
         seed: With the index, determines everything.
         augment: Function of ids and a random generator that returns the ids of altered music, or `None`.
+        num_processes: For streamed pieces, how many processes take batches of crops in turn.
+        batch_size: For streamed pieces, crops in a batch of one process.
 
     Raises:
         ValueError: The split is empty, or holds a row of fewer than two tokens; `length` is below 2.
     """
 
-    def __init__(self, pieces: Dataset, length: int, seed: int = 0, augment: Augmentation | None = None):
-        self.rows = _Rows(pieces)
+    def __init__(
+        self,
+        pieces: Dataset | StreamedPieces,
+        length: int,
+        seed: int = 0,
+        augment: Augmentation | None = None,
+        num_processes: int = 1,
+        batch_size: int = 1,
+    ):
+        self.rows = _rows(pieces)
         self.length, self.seed, self.augment = _checked(length), seed, augment
+        self.num_processes, self.batch_size = num_processes, batch_size
         self.windows = _Windows(-(-self.rows.lengths // length))
+        # The windows by the weight of their pieces, each group in an order that the epochs walk through in turn.
+        weights = np.repeat(self.rows.weights, self.windows.per_row)
+        self._groups = [
+            (divmod(float(weight), 1), self._random(WEIGHT, number).permutation(np.flatnonzero(weights == weight)))
+            for number, weight in enumerate(np.unique(weights))
+        ]
+        self._length = sum(len(visits) for visits in self._visits(0))
+        if self._length == 0:
+            raise ValueError("The weights leave no window to an epoch; prepare the corpus with larger ones.")
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         """Windows per epoch; indexes may run past it."""
-        return len(self.windows)
+        return self._length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Return `input_ids` and `labels`, both `[length]`."""
@@ -98,8 +178,49 @@ class Crops(torch.utils.data.Dataset):
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._random(ORDER, epoch).permutation(len(self))
+            order = self._random(ORDER, epoch).permutation(np.sort(np.concatenate(self._visits(epoch))))
+            if isinstance(self.rows, StreamedPieces):
+                order = self._by_shard(order, epoch)
+            self._epoch, self._order = epoch, order
         return self._order
+
+    def _visits(self, epoch: int) -> list[np.ndarray]:
+        """The windows of an epoch, as often as their weights say, the same number in every epoch."""
+        visits = []
+        for (times, share), windows in self._groups:
+            some = round(share * len(windows))
+            visits += [windows] * int(times)
+            visits.append(windows[np.arange(epoch * some, (epoch + 1) * some) % len(windows)])
+        return visits
+
+    def _by_shard(self, order: np.ndarray, epoch: int) -> np.ndarray:
+        """Bring together what lies in one shard, and deal the shards out to the processes.
+
+        Args:
+            order: Windows, shuffled, `[N]`.
+            epoch: Their epoch.
+
+        Returns:
+            The same windows, `[N]`: where a process's turn comes, one of its own shards, as long as it has any.
+        """
+        shard = self.rows.shard_of_row[np.searchsorted(self.windows.ends, order, side="right")]
+        turn = np.argsort(self._random(SHARDS, epoch).permutation(shard.max() + 1))[shard]  # [N]
+        by_turn = np.argsort(turn, kind="stable")
+        process_of_window = turn[by_turn] % self.num_processes
+        index = epoch * len(order) + np.arange(len(order))
+        process_of_place = index // self.batch_size % self.num_processes
+        places, windows = [], []
+        left_places, left_windows = [], []
+        for process in range(self.num_processes):
+            at, own = np.flatnonzero(process_of_place == process), by_turn[process_of_window == process]
+            both = min(len(at), len(own))
+            places.append(at[:both])
+            windows.append(own[:both])
+            left_places.append(at[both:])
+            left_windows.append(own[both:])
+        dealt = np.empty_like(order)
+        dealt[np.concatenate(places + left_places)] = order[np.concatenate(windows + left_windows)]
+        return dealt
 
     def _random(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, *stream))
@@ -118,8 +239,8 @@ class EvaluationWindows(torch.utils.data.Dataset):
         ValueError: The split is empty, or holds a row of fewer than two tokens; `length` is below 2.
     """
 
-    def __init__(self, pieces: Dataset, length: int):
-        self.rows = _Rows(pieces)
+    def __init__(self, pieces: Dataset | StreamedPieces, length: int):
+        self.rows = _rows(pieces)
         self.length = _checked(length)
         self.windows = _Windows(-(-(self.rows.lengths - 1) // (length - 1)))
 
@@ -162,25 +283,34 @@ class PaperAugmentation:
             return self.tokenizer.augment(ids, 0, stretch)
 
 
+def _rows(pieces: Dataset | StreamedPieces) -> "_Rows | StreamedPieces":
+    """What cuts slices out of pieces: `rows[row, start:stop]`, with their `lengths` and `weights`."""
+    if len(pieces) == 0:
+        raise ValueError("The split is empty; prepare a corpus with at least one piece in it.")
+    rows = pieces if isinstance(pieces, StreamedPieces) else _Rows(pieces)
+    shortest = int(rows.lengths.argmin())
+    if rows.lengths[shortest] < 2:
+        raise ValueError(
+            f"Row {shortest} of the split holds {rows.lengths[shortest]} tokens; a piece needs at least 2, "
+            "its BOS and one more. Prepare the corpus again."
+        )
+    return rows
+
+
 class _Rows:
     """Slices of the memory-mapped `input_ids`: a slice touches the pages it stands on and nothing else."""
 
     def __init__(self, pieces: Dataset):
-        if len(pieces) == 0:
-            raise ValueError("The split is empty; prepare a corpus with at least one piece in it.")
         self.pieces = pieces
-        chunks = pieces.with_format("arrow")[:]["input_ids"].chunks
+        table = pieces.with_format("arrow")[:]
+        chunks = table["input_ids"].chunks
         offsets = [chunk.offsets.to_numpy() for chunk in chunks]
         self.chunks = [chunk.values.to_numpy() for chunk in chunks]
         self.chunk_of_row = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
         self.starts = np.concatenate([bounds[:-1] for bounds in offsets]).astype(np.int64)
         self.lengths = np.concatenate([np.diff(bounds) for bounds in offsets]).astype(np.int64)
-        shortest = int(self.lengths.argmin())
-        if self.lengths[shortest] < 2:
-            raise ValueError(
-                f"Row {shortest} of the split holds {self.lengths[shortest]} tokens; a piece needs at least 2, "
-                "its BOS and one more. Prepare the corpus again."
-            )
+        # Corpora of one source alone may do without.
+        self.weights = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(pieces))
 
     def __getitem__(self, place: tuple[int, slice]) -> np.ndarray:
         row, tokens = place
@@ -197,6 +327,7 @@ class _Windows:
     """Numbers the windows of all pieces in a row, and finds the piece of each."""
 
     def __init__(self, windows_per_row: np.ndarray):
+        self.per_row = windows_per_row
         self.ends = np.cumsum(windows_per_row)
 
     def __len__(self) -> int:

@@ -1,8 +1,9 @@
-"""MIDI files to a corpus on disk: `python -m corpus.prepare {maestro,folder} ...`.
+"""Music to a corpus on disk: `python -m corpus.prepare {maestro,giantmidi,jsb,folder,mix} ... --output_dir data/mine`.
 
 One process reads the files and writes the corpus, the others tokenize. Pieces are written in the order of their
 source, whichever process is done first, so that the same files and the same tokenizer give the same bytes. Everything
-is written aside and renamed when it is whole: a corpus stands complete or not at all.
+is written aside and renamed when it is whole: a corpus stands complete or not at all. The folder is what a data set on
+the Hub is made of, file for file.
 """
 
 import argparse
@@ -20,20 +21,21 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
-import datasets
 import numpy as np
-from datasets.arrow_writer import ArrowWriter
-from datasets.table import MemoryMappedTable
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
-from corpus.sources import SPLITS, Maestro, MidiFolder, Piece
+from corpus.dataset import load_tokenizer
+from corpus.shards import SplitWriter
+from corpus.sources import SPLITS, GiantMidi, JsbChorales, Maestro, MidiFolder, Mixture, PassedOver, Piece
+from corpus.vocabulary import find_encoding
 from tokenization import MusicTxTokenizer
-
-FEATURES = datasets.Features({"name": datasets.Value("string"), "input_ids": datasets.List(datasets.Value("uint16"))})
 
 # The report is written last: a folder that holds one holds a whole corpus.
 REPORT = "report.json"
@@ -41,18 +43,41 @@ REPORT = "report.json"
 # Pieces that travel to a worker together: enough to hide the journey, few enough to keep all workers busy to the end.
 PIECES_PER_TASK = 8
 
-# A file of a corpus stays below this, which a machine maps and a network moves without trouble.
-SHARD_BYTES = 500_000_000
+# More names than this, of the files that were passed over, do not fit a screen; the report holds them all.
+NAMES_SHOWN = 20
+
+
+class Source(Protocol):
+    """Where pieces come from: one of the classes in `corpus.sources`."""
+
+    name: str
+    licence: str
+
+    def __len__(self) -> int:
+        """How many files there are."""
+
+    def __iter__(self) -> Iterator[Piece | PassedOver]:
+        """Every file, those held out for validation and test first."""
+
+
+class Tokenized(NamedTuple):
+    """What a worker makes of a piece: its ids from BOS to EOS, `uint16 [L]`, and how much music that is."""
+
+    ids: np.ndarray
+    notes: int
+    seconds: float
 
 
 def prepare(
-    source: Maestro | MidiFolder,
+    source: Source,
     output_dir: str | Path,
     tokenizer: MusicTxTokenizer | None = None,
     num_workers: int = os.cpu_count(),
     overwrite: bool = False,
 ) -> dict:
     """Tokenize a source and write it as a `datasets.DatasetDict` with a report and the tokenizer beside it.
+
+    Of pieces with the same ids the first one counts, and what is held out comes first.
 
     Args:
         source: Yields the pieces.
@@ -72,9 +97,12 @@ def prepare(
     if num_workers < 1:
         raise ValueError(f"num_workers ({num_workers}) must be at least 1.")
     tokenizer = tokenizer or MusicTxTokenizer()
+    if len(tokenizer) > 1 << 16:
+        raise ValueError(f"The vocabulary has {len(tokenizer)} tokens; a corpus stores at most {1 << 16}.")
     with _written_aside(Path(output_dir), overwrite) as folder:
         report = _write_pieces(source, folder, tokenizer, num_workers)
         tokenizer.save_pretrained(folder / "tokenizer")
+        (folder / "README.md").write_text(_card(report), encoding="utf-8")
         (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
@@ -106,21 +134,17 @@ def _written_aside(output_dir: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write_pieces(source: Maestro | MidiFolder, folder: Path, tokenizer: MusicTxTokenizer, num_workers: int) -> dict:
+def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num_workers: int) -> dict:
     """Write the splits of a `datasets.DatasetDict` to a folder and return the report."""
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    is_note, token_seconds = np.array([token.startswith("NoteOn_") for token in tokens]), tokenizer.token_seconds
     counts = {split: Counter(pieces=0, notes=0, hours=0.0, tokens=0) for split in SPLITS}
     passed_over = {}
+    # All that grows with the number of files: the names that come, and for each what its ids hash to.
+    first_with: dict[bytes, str] = {}
     content = hashlib.sha256(json.dumps(tokens).encode())
-    streams = {split: folder / f"{split}.stream" for split in SPLITS}
+    writers = {split: SplitWriter(folder / split) for split in SPLITS}
 
-    with ExitStack() as opened:
-        progress = opened.enter_context(tqdm(desc=source.name, total=len(source), unit="file"))
-        writers = {
-            split: opened.enter_context(ArrowWriter(path=str(stream), features=FEATURES, writer_batch_size=16))
-            for split, stream in streams.items()
-        }
+    with tqdm(desc=source.name, total=len(source), unit="file") as progress:
 
         def usable() -> Iterator[Piece]:
             for file in source:
@@ -130,30 +154,36 @@ def _write_pieces(source: Maestro | MidiFolder, folder: Path, tokenizer: MusicTx
                     passed_over[file.name] = file.reason
                     progress.update()
 
-        for piece, ids in _tokenize(usable(), tokenizer, num_workers):
+        for piece, tokenized in _tokenize(usable(), tokenizer, num_workers):
             progress.update()
-            if isinstance(ids, str):
-                passed_over[piece.name] = ids
+            if isinstance(tokenized, str):
+                passed_over[piece.name] = tokenized
                 continue
-            writers[piece.split].write({"name": piece.name, "input_ids": ids})
+            ids = tokenized.ids
+            first = first_with.setdefault(hashlib.sha256(ids.tobytes()).digest()[:16], piece.name)
+            if first is not piece.name:
+                passed_over[piece.name] = f"the same music as {first}"
+                continue
+            row = {"name": piece.name, "composer": piece.composer, "title": piece.title, "weight": piece.weight}
+            writers[piece.split].write(row | {"input_ids": ids})
             counts[piece.split].update(
-                pieces=1,
-                notes=int(is_note[ids].sum()),
-                hours=float(token_seconds[ids].sum()) / 3600,
-                tokens=len(ids),
+                pieces=1, notes=tokenized.notes, hours=tokenized.seconds / 3600, tokens=len(ids)
             )
-            for part in (piece.name.encode(), piece.split.encode(), ids.astype("<u2").tobytes()):
+            split = piece.split if piece.weight == 1 else f"{piece.split} {piece.weight!r}"
+            for part in (piece.name.encode(), split.encode(), ids.astype("<u2").tobytes()):
                 content.update(len(part).to_bytes(8, "little") + part)
-        for writer in writers.values():
-            writer.finalize()
 
     passed_over = dict(sorted(passed_over.items()))
-    if not any(count["pieces"] for count in counts.values()):
+    if not first_with:
         name, reason = next(iter(passed_over.items()))
         raise ValueError(f"None of the {len(source)} files can be used, beginning with {name}: {reason}")
-    _save(streams, folder, content.hexdigest())
+    for split, writer in writers.items():
+        # Given, because `datasets` would make it of the time of day.
+        writer.close(hashlib.sha256(f"{content.hexdigest()} {split}".encode()).hexdigest()[:16])
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(SPLITS)}), encoding="utf-8")
     return {
         "source": source.name,
+        "licence": source.licence,
         "files": len(source),
         "splits": {split: {**count, "hours": round(count["hours"], 3)} for split, count in counts.items()},
         "passed_over": passed_over,
@@ -161,26 +191,10 @@ def _write_pieces(source: Maestro | MidiFolder, folder: Path, tokenizer: MusicTx
     }
 
 
-def _save(streams: dict[str, Path], folder: Path, fingerprint: str) -> None:
-    """Turn streams of single pieces into the files that `datasets` maps: bounded, and in large batches."""
-    corpus = datasets.DatasetDict()
-    for split, stream in streams.items():
-        # Given, because `datasets` would make it of the time of day.
-        identity = hashlib.sha256(f"{fingerprint} {split}".encode()).hexdigest()[:16]
-        corpus[split] = datasets.Dataset(
-            MemoryMappedTable.from_file(str(stream)), split=datasets.NamedSplit(split), fingerprint=identity
-        )
-    # Given, because `datasets` would write a split without pieces in no shard at all and then fail to load it.
-    num_shards = {split: 1 + stream.stat().st_size // SHARD_BYTES for split, stream in streams.items()}
-    corpus.save_to_disk(folder, num_shards=num_shards)
-    for stream in streams.values():
-        stream.unlink()
-
-
 def _tokenize(
     pieces: Iterator[Piece], tokenizer: MusicTxTokenizer, num_workers: int
-) -> Iterator[tuple[Piece, np.ndarray | str]]:
-    """Tokenize in parallel: every piece, in order, with its ids `uint16 [L]`, or with the reason why it has none.
+) -> Iterator[tuple[Piece, Tokenized | str]]:
+    """Tokenize in parallel: every piece, in order, with what became of it, or with the reason why nothing did.
 
     Few tasks are under way at a time, so that memory does not grow with the number of files. A file that takes its
     process down costs that file: what was under way is then tried again, piece by piece.
@@ -193,7 +207,7 @@ def _tokenize(
             try:
                 while len(underway) < 2 * num_workers and (task := list(islice(pieces, PIECES_PER_TASK))):
                     underway.append(task)
-                    results.append(pool.submit(_tokenize_task, [piece.midi for piece in task]))
+                    results.append(pool.submit(_tokenize_task, [piece.music for piece in task]))
                 if not underway:
                     return
                 yield from zip(underway[0], results[0].result(), strict=True)
@@ -209,12 +223,12 @@ def _tokenize(
         pool.shutdown(cancel_futures=True)
 
 
-def _tokenize_one_by_one(pieces: list[Piece], tokenizer: MusicTxTokenizer) -> Iterator[tuple[Piece, np.ndarray | str]]:
+def _tokenize_one_by_one(pieces: list[Piece], tokenizer: MusicTxTokenizer) -> Iterator[tuple[Piece, Tokenized | str]]:
     """Tokenize in a process beside, in a new one after every piece that takes it down."""
     pool = _pool(tokenizer, num_workers=1)
     for piece in pieces:
         try:
-            yield piece, pool.submit(_tokenize_task, [piece.midi]).result()[0]
+            yield piece, pool.submit(_tokenize_task, [piece.music]).result()[0]
         except BrokenProcessPool:
             pool.shutdown()
             pool = _pool(tokenizer, num_workers=1)
@@ -243,14 +257,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _tokenize_task(midis: list[bytes]) -> list[np.ndarray | str]:
-    return [_ids_or_reason(midi) for midi in midis]
+def _tokenize_task(pieces: list[bytes | np.ndarray]) -> list[Tokenized | str]:
+    return [_tokenized_or_reason(music) for music in pieces]
 
 
-def _ids_or_reason(midi: bytes) -> np.ndarray | str:
+def _tokenized_or_reason(music: bytes | np.ndarray) -> Tokenized | str:
     try:
-        ids = _tokenizer.encode(midi, add_special_tokens=False)
-        return np.array([_tokenizer.bos_token_id, *ids, _tokenizer.eos_token_id], dtype=np.uint16)
+        ids = _tokenizer.encode(music, add_special_tokens=False)
+        score = _tokenizer.to_score(ids)
+        ids = np.array([_tokenizer.bos_token_id, *ids, _tokenizer.eos_token_id], dtype=np.uint16)
+        return Tokenized(ids, score.note_num(), score.to("second").end())
     except ValueError as error:
         return str(error).removeprefix("the MIDI bytes: ")
     except Exception as error:  # whatever a parser may raise: one file never ends the run
@@ -259,49 +275,164 @@ def _ids_or_reason(midi: bytes) -> np.ndarray | str:
 
 def summary(report: dict) -> str:
     """Say what a report holds, for the eye."""
+    lines = [_table(report)]
+    passed_over = report["passed_over"]
+    lines.append(f"passed over: {len(passed_over):,} of {report['files']:,} files")
+    lines += [f"  {name}: {reason}" for name, reason in islice(passed_over.items(), NAMES_SHOWN)]
+    if len(passed_over) > NAMES_SHOWN:
+        lines.append(f"  and {len(passed_over) - NAMES_SHOWN:,} more, which {REPORT} names")
+    lines.append(f"fingerprint: {report['fingerprint']}")
+    return "\n".join(lines)
+
+
+def _table(report: dict) -> str:
     lines = [f"{'split':<12}{'pieces':>8}{'notes':>12}{'hours':>9}{'tokens':>13}"]
     lines += [
         f"{split:<12}{count['pieces']:>8,}{count['notes']:>12,}{count['hours']:>9,.1f}{count['tokens']:>13,}"
         for split, count in report["splits"].items()
     ]
-    passed_over = report["passed_over"]
-    lines.append(f"passed over: {len(passed_over)} of {report['files']:,} files")
-    lines += [f"  {name}: {reason}" for name, reason in passed_over.items()]
-    lines.append(f"fingerprint: {report['fingerprint']}")
     return "\n".join(lines)
+
+
+def _card(report: dict) -> str:
+    """The page of the data set on the Hub; by its head, `datasets.load_dataset` finds the splits."""
+    files = "".join(f"  - split: {split}\n    path: {split}/data-*.arrow\n" for split in SPLITS)
+    return f"""---
+license: {report["licence"]}
+tags:
+- music
+- midi
+configs:
+- config_name: default
+  data_files:
+{files}---
+
+# {report["source"]}
+
+Pieces as ids, from BOS to EOS, for training Music TX; the tokenizer is in `tokenizer/`.
+
+```text
+{_table(report)}
+fingerprint: {report["fingerprint"]}
+```
+"""
+
+
+def push_to_hub(corpus_dir: str | Path, repo_id: str) -> str:
+    """Publish a corpus as it stands, in one commit; a repository that is made for it is private.
+
+    Args:
+        corpus_dir: The folder that `prepare` wrote.
+        repo_id: The data set on the Hub, `user/name`.
+
+    Returns:
+        Where it is found.
+
+    Raises:
+        OSError: The Hub cannot be reached, or says no.
+    """
+    hub = HfApi()
+    try:
+        # The music is seldom one's own to give away; who may can open it on the Hub.
+        address = hub.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=corpus_dir,
+            delete_patterns="*",
+            commit_message="Prepared by Music TX",
+        )
+    except (HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f"{corpus_dir} is prepared but not published: {reason} "
+            f"To try again: hf upload {repo_id} {corpus_dir} --repo-type dataset"
+        ) from None
+    return str(address)
+
+
+def _mixture(text: str) -> dict[str, float]:
+    """Read `data/maestro=1,data/giantmidi=0.5`."""
+    parts = [part.rpartition("=") for part in text.split(",")]
+    try:
+        return {folder: float(weight) for folder, _, weight in parts if folder or float("nan")}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no list of corpora and weights, such as data/maestro=1,data/giantmidi=0.5."
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m corpus.prepare", description="Tokenize music for training.")
+    sources = parser.add_subparsers(dest="source", required=True, metavar="source")
+
+    def add(name: str, what: str, where: str, required: bool = True) -> argparse.ArgumentParser:
+        source = sources.add_parser(name, help=what, description=f"Prepare {what}.")
+        source.add_argument(
+            "--input", "--archive", "--input_dir", dest="path", metavar="PATH", required=required, help=where
+        )
+        return source
+
+    maestro = add("maestro", "MAESTRO, in its official split", "the archive or folder; downloaded if left out", False)
+    maestro.add_argument(
+        "--version", choices=Maestro.ARCHIVES, default="v3.0.0", help="which one to download (default: %(default)s)"
+    )
+    add("giantmidi", "GiantMIDI-Piano, split by composition", "the archive or folder that its authors hand out")
+    add("jsb", "the JSB Chorales, in their usual split", "Jsb16thSeparated.json")
+    folder = add(
+        "folder", "your own MIDI files, split by content", "the folder or zip archive, searched to its depths"
+    )
+    folder.add_argument("--metadata", help="a csv with file_name and any of split, composer and title")
+    mix = sources.add_parser("mix", help="corpora that are prepared already, as one", description="Mix corpora.")
+    mix.add_argument("corpora", type=_mixture, help="folders and weights: data/maestro=1,data/giantmidi=0.5")
+    for name in ("maestro", "giantmidi", "folder"):
+        sources.choices[name].add_argument(
+            "--tokenizer", default="Performance", help="a saved tokenizer's folder, or an encoding such as REMI"
+        )
+    for source in sources.choices.values():
+        source.add_argument("--output_dir", required=True, help="where the corpus will stand")
+        source.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+        source.add_argument("--overwrite", action="store_true", help="replace the corpus that stands at --output_dir")
+        source.add_argument("--push_to_hub", metavar="USER/NAME", help="publish it as a data set, private at first")
+    return parser
+
+
+def _source_and_tokenizer(options: argparse.Namespace) -> tuple[Source, MusicTxTokenizer]:
+    if options.source == "jsb":
+        return JsbChorales(options.path), find_encoding("Chorales")
+    if options.source == "mix":
+        mixture = Mixture(options.corpora)
+        tokenizers = {folder: load_tokenizer(folder) for folder in options.corpora}
+        (one, tokenizer), *others = tokenizers.items()
+        for other, its in others:
+            if its.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(f"{one} and {other} have different vocabularies; prepare both with one tokenizer.")
+        return mixture, tokenizer
+    tokenizer = find_encoding(options.tokenizer)
+    if options.source == "maestro":
+        return Maestro(options.path, options.version), tokenizer
+    if options.source == "giantmidi":
+        return GiantMidi(options.path), tokenizer
+    return MidiFolder(options.path, options.metadata), tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, prepare, and say what came of it; what a user can mend ends in one line and code 2."""
-    parser = argparse.ArgumentParser(prog="python -m corpus.prepare", description="Tokenize music for training.")
-    sources = parser.add_subparsers(dest="source", required=True)
-    maestro = sources.add_parser("maestro", help="MAESTRO, in its official split")
-    where = maestro.add_mutually_exclusive_group(required=True)
-    where.add_argument("--archive", help="the published archive, such as maestro-v3.0.0-midi.zip")
-    where.add_argument("--input_dir", help="the folder where it was unpacked")
-    folder = sources.add_parser("folder", help="a folder of your own MIDI files, split by content")
-    folder.add_argument("--input_dir", required=True, help="the folder; the files may lie in folders in it")
-    for each in (maestro, folder):
-        each.add_argument("--output_dir", required=True, help="where the corpus will stand")
-        each.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
-        each.add_argument("--overwrite", action="store_true", help="replace the corpus that stands at --output_dir")
+    parser = _parser()
     options = parser.parse_args(arguments)
-
-    datasets.disable_progress_bars()
     try:
-        if options.source == "maestro":
-            source = Maestro(options.archive or options.input_dir)
-        else:
-            source = MidiFolder(options.input_dir)
-        report = prepare(source, options.output_dir, num_workers=options.num_workers, overwrite=options.overwrite)
+        source, tokenizer = _source_and_tokenizer(options)
+        report = prepare(source, options.output_dir, tokenizer, options.num_workers, options.overwrite)
+        print(summary(report))
+        print(f"corpus: {options.output_dir}")
+        if options.push_to_hub:
+            print(f"published: {push_to_hub(options.output_dir, options.push_to_hub)}")
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing is left behind", file=sys.stderr)
         sys.exit(130)
-    print(summary(report))
-    print(f"corpus: {options.output_dir}")
 
 
 if __name__ == "__main__":

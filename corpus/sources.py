@@ -1,31 +1,61 @@
 """Where pieces come from, and which split each belongs to.
 
-A source has a `name` and a length, and iterates over its files in an order that only their names and contents decide:
-each file as a `Piece`, or as `PassedOver` where there is nothing to learn from it. It knows files, not music.
+A source has a `name`, a `licence` and a length, and iterates over its files in an order that only their names and
+contents decide: each file as a `Piece`, or as `PassedOver` where there is nothing to learn from it. What is held out
+for validation and test comes before what is trained on, so that whoever leaves out doubles leaves them out of the
+training. A source knows files, not music.
 """
 
 import csv
+import gzip
 import hashlib
+import io
+import json
 import os
+import re
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-SPLITS = ("train", "validation", "test")
+import numpy as np
+from huggingface_hub import cached_assets_path
+
+from corpus.dataset import load_corpus
+from corpus.download import download
+from tokenization.chorales import VOICES, steps_to_score
+
+HELD_OUT = ("validation", "test")
+SPLITS = ("train", *HELD_OUT)
 
 # What reading a damaged, encrypted, vanished or forbidden file raises, from a disk or from an archive.
-UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+# Longer than any music; what claims to be MIDI and is larger would cost memory alone.
+MAX_FILE_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One file of music: its name within the source, its split, and its bytes."""
+    """One file of music.
+
+    Args:
+        name: Unique within the source.
+        split: One of SPLITS.
+        music: The bytes of a MIDI file, or ids without BOS and EOS.
+        composer: As the source spells it; empty if it does not tell.
+        title: Likewise.
+        weight: How often an epoch of training visits it.
+    """
 
     name: str
     split: str
-    midi: bytes
+    music: bytes | np.ndarray
+    composer: str = ""
+    title: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,118 +72,336 @@ class Maestro:
     Read straight from the published archive, or from a folder where it was unpacked. The csv that lies with the music
     names the files and gives the official split.
 
-    Licence: CC BY-NC-SA 4.0.
-
     Args:
-        path: `maestro-v3.0.0-midi.zip`, or a folder with the csv in it or one level below.
+        path: `maestro-v3.0.0-midi.zip`, or a folder with the csv in it or one level below; None to download.
+        version: The version to download, a key of ARCHIVES.
 
     Raises:
         ValueError: There is nothing at the path, or not MAESTRO.
+        OSError: It could not be downloaded.
 
     Source:
         Hawthorne et al. 2019, arXiv 1810.12247; https://magenta.tensorflow.org/datasets/maestro
     """
 
-    def __init__(self, path: str | Path):
-        table = self._find_table(_opened(Path(path)), path)
-        self.name, self.folder = Path(table.name).stem, table.parent
-        with table.open(encoding="utf-8", newline="") as lines:
-            self.rows = list(csv.DictReader(lines))
-        columns = set(self.rows[0]) if self.rows else set()
-        if not columns >= {"midi_filename", "split"}:
-            raise ValueError(f"{path}: {table.name} has no rows with the columns midi_filename and split.")
-        unknown = {row["split"] for row in self.rows} - set(SPLITS)
-        if unknown:
-            raise ValueError(f"{path}: {table.name} has the splits {sorted(unknown)}; known are {list(SPLITS)}.")
+    licence = "cc-by-nc-sa-4.0"
 
-    @staticmethod
-    def _find_table(root: Path | zipfile.Path, path: str | Path) -> Path | zipfile.Path:
-        folders = [root, *(child for child in root.iterdir() if child.is_dir())]
+    # Address and SHA-256 of each version.
+    ARCHIVES = {
+        f"v{version}": (
+            f"https://storage.googleapis.com/magentadata/datasets/maestro/v{version}/maestro-v{version}-midi.zip",
+            sha256,
+        )
+        for version, sha256 in {
+            "2.0.0": "ec2cc9d94886c6b376db1eaa2b8ad1ce62ff9f0a28b3744782b13163295dadf3",
+            "3.0.0": "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c",
+        }.items()
+    }
+
+    def __init__(self, path: str | Path | None = None, version: str = "v3.0.0"):
+        if path is None:
+            path = download(*self.ARCHIVES[version], cached_assets_path("music-tx", "maestro"))
+        self.files = _Files(path)
         tables = [
-            child
-            for folder in folders
-            for child in folder.iterdir()
-            if child.name.startswith("maestro") and child.name.endswith(".csv")
+            file
+            for file in map(PurePosixPath, self.files.names)
+            if len(file.parts) <= 2 and file.name.startswith("maestro") and file.suffix == ".csv"
         ]
         if len(tables) != 1:
             found = " and ".join(sorted(table.name for table in tables)) or "no maestro csv"
             raise ValueError(f"{path} holds {found}; give one version of MAESTRO, such as maestro-v3.0.0-midi.zip.")
-        return tables[0]
+        self.name, self.folder = tables[0].stem, tables[0].parent
+        self.rows = _rows(self.files.read(str(tables[0])), f"{path}: {tables[0].name}", ("midi_filename", "split"))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[Piece | PassedOver]:
-        for row in self.rows:
-            try:
-                midi = (self.folder / row["midi_filename"]).read_bytes()
-            except UNREADABLE as error:
-                yield PassedOver(row["midi_filename"], _reason(error))
-            else:
-                yield Piece(row["midi_filename"], row["split"], midi)
+        for row in sorted(self.rows, key=lambda row: row["split"] not in HELD_OUT):
+            name, composer, title = (
+                row.get(column) or "" for column in ("midi_filename", "canonical_composer", "canonical_title")
+            )
+            yield _piece(self.files, str(self.folder / name), name, row["split"], composer, title)
+
+
+class GiantMidi:
+    """GiantMIDI-Piano: recordings of ten thousand works, transcribed by a network.
+
+    Its authors hand it out. A name tells composer, title and recording, and a composition never stands in two splits:
+    its name decides, 90% train, 5% validation, 5% test. A recording that lies there under two titles joins them.
+
+    Args:
+        path: The archive, or a folder where it was unpacked; the files may lie in folders in it.
+
+    Raises:
+        ValueError: There is nothing at the path, or no file of that naming.
+
+    Source:
+        Kong et al. 2020, arXiv 2010.07061; https://github.com/bytedance/GiantMIDI-Piano
+    """
+
+    name = "giantmidi-piano"
+    licence = "other"
+
+    # "Surname, First name, Title, with commas, RECORDING.mid", and the evaluation set's
+    # "Surname_Title_RECORDING_cut_mov_1.mid". A recording is eleven letters, digits, hyphens and underscores.
+    patterns = (
+        re.compile(r"(?P<composer>[^,]+(, [^,]+)?), (?P<title>.+), (?P<recording>[\w-]{11})"),
+        re.compile(r"(?P<composer>[^_]+)_(?P<title>.+?)_(?P<recording>[\w-]{11})(_a|_(cut|mov|no|part)\w*)?"),
+    )
+
+    def __init__(self, path: str | Path):
+        self.files = _Files(path)
+        self.names = [name for name in self.files.names if name.lower().endswith((".mid", ".midi"))]
+        self.parts = {name: self._parse(name) for name in self.names}
+        if not any(parts["recording"] for parts in self.parts.values()):
+            raise ValueError(f'{path} holds no file named as GiantMIDI-Piano does, "Composer, Title, RECORDING.mid".')
+        self.composition = self._compositions()
+
+    @classmethod
+    def _parse(cls, name: str) -> dict[str, str]:
+        stem = unicodedata.normalize("NFC", PurePosixPath(name).stem)
+        for pattern in cls.patterns:
+            if match := pattern.fullmatch(stem):
+                return match.groupdict() | {"title": match["title"].replace("_", " ")}
+        return {"composer": "", "title": stem, "recording": ""}
+
+    def _compositions(self) -> dict[str, str]:
+        """Join what shares its composition or its recording, and name the whole after one of its compositions.
+
+        Returns:
+            The name of each file's composition.
+        """
+        joined = {}
+
+        def find(key: str) -> str:
+            while key in joined:
+                key = joined[key]
+            return key
+
+        keys = {}
+        for name, parts in self.parts.items():
+            # The evaluation set writes neither accents nor points, and seldom first names.
+            keys[name] = _letters(parts["composer"].partition(",")[0] + parts["title"])
+            if parts["recording"]:
+                one, other = sorted((find(keys[name]), find(f"~{parts['recording']}")))
+                if one != other:
+                    joined[other] = one
+        return {name: find(key) for name, key in keys.items()}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Piece | PassedOver]:
+        split = {name: _split(self.composition[name].encode()) for name in self.names}
+        for name in sorted(self.names, key=lambda name: split[name] not in HELD_OUT):
+            parts = self.parts[name]
+            yield _piece(self.files, name, name, split[name], parts["composer"], parts["title"])
+
+
+class JsbChorales:
+    """Bach's four-part chorales on a grid of sixteenth notes, in the split of Boulanger-Lewandowski et al. 2012.
+
+    Args:
+        path: `Jsb16thSeparated.json`: for every split a list of chorales, a chorale a list of steps, a step the pitch
+            of soprano, alto, tenor and bass, -1 where a voice is silent.
+
+    Raises:
+        ValueError: There is no such file, or it holds something else.
+
+    Source:
+        https://github.com/czhuangusc/JSB-Chorales-dataset
+    """
+
+    name = "jsb-chorales"
+    licence = "other"
+
+    def __init__(self, path: str | Path):
+        wanted = f"{path} does not hold chorales: give Jsb16thSeparated.json, whose steps tell all four voices."
+        try:
+            chorales = json.loads(Path(path).read_bytes())
+            by_split = {split: chorales[split] for split in ("valid", "test", "train")}
+            self.chorales = [
+                (f"{split}/{number:03}", split.replace("valid", "validation"), np.array(steps, dtype=np.int64))
+                for split, chorales in by_split.items()
+                for number, steps in enumerate(chorales)
+            ]
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {_reason(error)}.") from None
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(wanted) from None
+        for _, _, steps in self.chorales:
+            if steps.ndim != 2 or steps.shape[1] != len(VOICES) or not -1 <= steps.min() <= steps.max() <= 127:
+                raise ValueError(wanted)
+
+    def __len__(self) -> int:
+        return len(self.chorales)
+
+    def __iter__(self) -> Iterator[Piece]:
+        for name, split, steps in self.chorales:
+            yield Piece(name, split, steps_to_score(steps).dumps_midi(), composer="Johann Sebastian Bach")
 
 
 class MidiFolder:
-    """A folder of one's own: every .mid and .midi file in it, however deep.
+    """A folder of one's own, or an archive: every .mid, .midi and .smf file in it, gzipped or not, however deep.
 
     The content of a file decides its split, 90% train, 5% validation, 5% test, so that adding, moving and renaming
-    files never moves a piece into another split. Of files with the same content the first one by name counts.
+    files never moves a piece into another split.
 
     Args:
-        path: The folder.
+        path: The folder or the zip archive.
+        metadata: A csv with the column `file_name`, relative to the folder, and any of `split`, `composer` and
+            `title`. A split that it gives counts; where it gives none, the content decides.
 
     Raises:
-        ValueError: There is no such folder, or no MIDI file in it.
+        ValueError: There is no such folder, no MIDI file in it, or the metadata do not fit.
     """
 
-    name = "folder"
-    suffixes = (".mid", ".midi")
+    licence = "other"
+    suffixes = (".mid", ".midi", ".smf")
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise ValueError(f"{path} is not a folder; give the folder that your MIDI files are in.")
-        files = (file for file in self.path.rglob("*") if file.suffix.lower() in self.suffixes and not file.is_dir())
-        self.files = sorted(files, key=lambda file: file.relative_to(self.path).as_posix())
-        if not self.files:
-            raise ValueError(f"{path} holds no {' or '.join(self.suffixes)} file, however deep.")
+    def __init__(self, path: str | Path, metadata: str | Path | None = None):
+        self.files = _Files(path)
+        self.name = Path(path).resolve().stem
+        self.names = [name for name in self.files.names if name.lower().removesuffix(".gz").endswith(self.suffixes)]
+        if not self.names:
+            raise ValueError(f"{path} holds no {', '.join(self.suffixes)} file, however deep.")
+        self.metadata = {}
+        if metadata is not None:
+            try:
+                table = Path(metadata).read_bytes()
+            except OSError as error:
+                raise ValueError(f"{metadata} cannot be read: {_reason(error)}.") from None
+            self.metadata = {row["file_name"]: row for row in _rows(table, metadata, ("file_name",))}
+            if not self.metadata.keys() & set(self.names):
+                raise ValueError(f"{metadata} names no file of {path}; file_name is relative to the folder.")
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def __iter__(self) -> Iterator[Piece | PassedOver]:
-        first_with = {}
-        for file in self.files:
-            # A name may hold bytes that are no text.
-            name = os.fsencode(file.relative_to(self.path).as_posix()).decode(errors="replace")
+        # Only its content tells the split of a file, and to keep it until its turn would take the whole folder's
+        # memory: what decides by its content is read twice.
+        for held_out in (True, False):
+            for name in self.names:
+                row = self.metadata.get(name, {})
+                given = row.get("split")
+                if given and (given in HELD_OUT) != held_out:
+                    continue
+                file = _piece(self.files, name, name, given, row.get("composer") or "", row.get("title") or "")
+                if given or held_out == (isinstance(file, Piece) and file.split in HELD_OUT):
+                    yield file
+
+
+class Mixture:
+    """Corpora that stand already, as one: what is heard in training and held out in another is left out of training.
+
+    Args:
+        corpora: Folders that `prepare` wrote, with their weights: how often an epoch of training visits each.
+
+    Raises:
+        ValueError: A weight is not positive, or two corpora have one name.
+        FileNotFoundError: A folder is no prepared corpus.
+    """
+
+    licence = "other"
+
+    def __init__(self, corpora: dict[str, float]):
+        for folder, weight in corpora.items():
+            if not 0 < weight < float("inf"):
+                raise ValueError(
+                    f"{folder} has the weight {weight}; weights are positive, 0.5 visits every other time."
+                )
+        self.corpora = {Path(folder).resolve().name: (load_corpus(folder), corpora[folder]) for folder in corpora}
+        if len(self.corpora) != len(corpora):
+            raise ValueError(f"{', '.join(corpora)}: their last names must differ, for they go before the pieces'.")
+        self.name = ",".join(f"{name}={weight:g}" for name, (_, weight) in self.corpora.items())
+
+    def __len__(self) -> int:
+        return sum(len(rows) for corpus, _ in self.corpora.values() for rows in corpus.values())
+
+    def __iter__(self) -> Iterator[Piece]:
+        for split in (*HELD_OUT, "train"):
+            for name, (corpus, weight) in self.corpora.items():
+                for row in corpus[split].with_format("numpy"):
+                    yield Piece(
+                        f"{name}/{row['name']}",
+                        split,
+                        row["input_ids"][1:-1],
+                        str(row.get("composer", "")),
+                        str(row.get("title", "")),
+                        weight * float(row.get("weight", 1)) if split == "train" else 1.0,
+                    )
+
+
+class _Files:
+    """The files below a folder or in a zip archive: their names in order, and their bytes."""
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        if path.is_dir():
+            self.archive, self.path = None, path
+            self.names = sorted(
+                Path(folder, file).relative_to(path).as_posix() for folder, _, files in os.walk(path) for file in files
+            )
+        elif zipfile.is_zipfile(path):
             try:
-                midi = file.read_bytes()
-            except UNREADABLE as error:
-                yield PassedOver(name, _reason(error))
-                continue
-            digest = hashlib.sha256(midi).digest()
-            if digest in first_with:
-                yield PassedOver(name, f"the same content as {first_with[digest]}")
-                continue
-            first_with[digest] = name
-            yield Piece(name, self._split(digest), midi)
+                self.archive = zipfile.ZipFile(path)
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{path} is a broken zip archive: {error}.") from None
+            self.names = sorted(info.filename for info in self.archive.infolist() if not info.is_dir())
+        elif path.exists():
+            raise ValueError(f"{path} is neither a folder nor a zip archive.")
+        else:
+            raise ValueError(f"{path} does not exist.")
 
-    @staticmethod
-    def _split(digest: bytes) -> str:
-        """Read the digest as a share of 1."""
-        share = int.from_bytes(digest[:8], "big") / 2**64
-        return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
+    def read(self, name: str) -> bytes:
+        """Return what a file holds, unpacked if it is gzipped; raises one of UNREADABLE."""
+        try:
+            opened = self.archive.open(name) if self.archive else (self.path / name).open("rb")
+        except KeyError:
+            raise FileNotFoundError("not in the archive") from None
+        with opened as raw, gzip.open(raw) if name.lower().endswith(".gz") else raw as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise OSError(f"more than {MAX_FILE_BYTES // 1_000_000} MB")
+        return content
 
 
-def _opened(path: Path) -> Path | zipfile.Path:
-    """A folder, or the root of an archive, behind the same interface."""
-    if path.is_dir():
-        return path
-    if not path.exists():
-        raise ValueError(f"{path} does not exist.")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is neither a folder nor a zip archive.")
-    return zipfile.Path(path)
+def _piece(files: _Files, file: str, name: str, split: str | None, composer: str, title: str) -> Piece | PassedOver:
+    """Read a file; its content decides its split where none is given."""
+    # A name may hold bytes that are no text.
+    name = os.fsencode(name).decode(errors="replace")
+    try:
+        midi = files.read(file)
+    except UNREADABLE as error:
+        return PassedOver(name, _reason(error))
+    return Piece(name, split or _split(midi), midi, composer, title)
+
+
+def _split(content: bytes) -> str:
+    """Read the hash of a content as a share of 1."""
+    share = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
+    return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
+
+
+def _rows(table: bytes, what: str | Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Read a csv, and see that it has the columns and splits that we know."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{what} is no csv in UTF-8: {error}.") from None
+    if not rows or not set(columns) <= rows[0].keys():
+        raise ValueError(f"{what} has no rows with the columns {' and '.join(columns)}.")
+    unknown = {row["split"] for row in rows if row.get("split")} - set(SPLITS)
+    if unknown:
+        raise ValueError(f"{what} has the splits {sorted(unknown)}; known are {list(SPLITS)}.")
+    return rows
+
+
+def _letters(text: str) -> str:
+    """The letters and digits of a text, without accents and in lower case."""
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text).lower() if letter.isalnum())
 
 
 def _reason(error: Exception) -> str:

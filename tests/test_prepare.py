@@ -13,11 +13,14 @@ from pathlib import Path
 
 import datasets
 import pytest
+from symusic import Score
+from transformers import AutoTokenizer
 
 from corpus import prepare as preparation
+from corpus import shards
 from corpus.dataset import load_corpus
 from corpus.prepare import main, prepare
-from corpus.sources import Maestro, MidiFolder
+from corpus.sources import Maestro, MidiFolder, Mixture
 from tokenization import MusicTxTokenizer
 
 CHECKOUT = Path(__file__).parents[1]
@@ -84,7 +87,7 @@ def test_a_row_is_a_piece_in_its_official_split_from_bos_to_eos(maestro, midis, 
         (split, name): [bos, *tokenizer.encode(midi, add_special_tokens=False), eos]
         for split, (name, midi) in zip(SPLITS, midis.items(), strict=True)
     }
-    assert load_corpus(tmp_path / "corpus")["train"].features == preparation.FEATURES
+    assert load_corpus(tmp_path / "corpus")["train"].features == shards.FEATURES
 
 
 def test_the_report_counts_what_the_rows_hold(maestro, tokenizer, tmp_path):
@@ -144,7 +147,7 @@ def test_bad_files_are_named_and_the_others_prepared(midi_folder, broken_midis, 
 def test_doubles_are_passed_over_with_the_name_of_the_first(midi_folder, tmp_path):
     shutil.copy(midi_folder / "one.mid", midi_folder / "deeper" / "double.mid")
     report = prepare(MidiFolder(midi_folder), tmp_path / "corpus", num_workers=1)
-    assert report["passed_over"] == {"one.mid": "the same content as deeper/double.mid"}
+    assert report["passed_over"] == {"one.mid": "the same music as deeper/double.mid"}
 
 
 @only_where_workers_are_forked
@@ -152,9 +155,11 @@ def test_a_file_that_takes_its_process_down_costs_that_file_alone(many_midis, tm
     untouched = prepare(MidiFolder(many_midis), tmp_path / "untouched", num_workers=2)
     for name in ("03a.mid", "12a.mid"):
         (many_midis / name).write_bytes(f"deadly {name}".encode())
-    survivable = preparation._ids_or_reason
+    survivable = preparation._tokenized_or_reason
     monkeypatch.setattr(
-        preparation, "_ids_or_reason", lambda midi: os._exit(1) if midi.startswith(b"deadly") else survivable(midi)
+        preparation,
+        "_tokenized_or_reason",
+        lambda midi: os.kill(os.getpid(), signal.SIGKILL) if midi.startswith(b"deadly") else survivable(midi),
     )
     report = prepare(MidiFolder(many_midis), tmp_path / "corpus", num_workers=2)
     assert report["passed_over"].keys() == {"03a.mid", "12a.mid"}
@@ -174,9 +179,100 @@ def test_whatever_a_parser_raises_costs_the_file_alone(midi_folder, tmp_path, mo
     assert report["passed_over"] == {"one.mid": "OverflowError: too much"}
 
 
+@pytest.fixture
+def own(midis, tmp_path):
+    """Makes prepared folders of the numbered pieces of `midis`, in the splits that a table gives."""
+
+    def make(name, **splits):
+        folder = tmp_path / f"{name} midis"
+        folder.mkdir()
+        rows = [["file_name", "split"]]
+        for split, numbers in splits.items():
+            for number in numbers:
+                # Other bytes of the same music.
+                Score.from_midi(list(midis.values())[number]).dump_midi(folder / f"{split}{number}.mid")
+                rows.append([f"{split}{number}.mid", split])
+        with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as lines:
+            csv.writer(lines).writerows(rows)
+        prepare(MidiFolder(folder, folder / "metadata.csv"), tmp_path / name, num_workers=1)
+        return str(tmp_path / name)
+
+    return make
+
+
+def test_what_is_held_out_is_left_out_of_training(own, tmp_path):
+    own("one", train=[0, 1, 2, 3, 4], validation=[1, 5], test=[0, 5])
+    held_out = {("test", "test0.mid"), ("test", "test5.mid"), ("validation", "validation1.mid")}
+    assert rows_of(tmp_path / "one").keys() == {
+        *held_out,
+        *(("train", f"train{number}.mid") for number in (2, 3, 4)),
+    }
+
+
+def test_a_mixture_leaves_out_of_training_what_any_of_its_corpora_holds_out(own, tmp_path, capsys):
+    first, second = own("first", train=[0, 1, 2], test=[3]), own("second", train=[2, 3, 4], validation=[0], test=[5])
+    main(["mix", f"{first}=1,{second}=0.5", "--output_dir", str(tmp_path / "both"), "--num_workers", "1"])
+    corpus = load_corpus(tmp_path / "both")
+    assert {(split, row["name"], row["weight"]) for split, rows in corpus.items() for row in rows} == {
+        ("train", "first/train1.mid", 1.0),
+        ("train", "first/train2.mid", 1.0),
+        ("train", "second/train4.mid", 0.5),
+        ("validation", "second/validation0.mid", 1.0),
+        ("test", "first/test3.mid", 1.0),
+        ("test", "second/test5.mid", 1.0),
+    }
+    report = json.loads((tmp_path / "both/report.json").read_text(encoding="utf-8"))
+    assert report["source"] == "first=1,second=0.5"
+    assert report["passed_over"] == {
+        "first/train0.mid": "the same music as second/validation0.mid",
+        "second/train2.mid": "the same music as first/train2.mid",
+        "second/train3.mid": "the same music as first/test3.mid",
+    }
+    ids = {row["name"]: row["input_ids"] for row in load_corpus(second)["train"]}
+    assert ids["train4.mid"] in corpus["train"]["input_ids"]
+
+
+def test_weights_belong_to_the_fingerprint_of_a_mixture(own, tmp_path):
+    first, second = own("first", train=[0, 1]), own("second", train=[2])
+    fingerprints = [
+        prepare(Mixture({first: 1, second: weight}), tmp_path / "both", num_workers=1, overwrite=True)["fingerprint"]
+        for weight in (1, 0.5, 1)
+    ]
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def test_corpora_of_different_vocabularies_do_not_mix(own, chorales, tmp_path, capsys):
+    main(["jsb", "--input", chorales, "--output_dir", str(tmp_path / "jsb"), "--num_workers", "1"])
+    with pytest.raises(SystemExit):
+        main(["mix", f"{own('first', train=[0])}=1,{tmp_path / 'jsb'}=1", "--output_dir", str(tmp_path / "both")])
+    assert "different vocabularies" in capsys.readouterr().err
+
+
+@pytest.fixture
+def chorales(tmp_path):
+    chorale = [[60, 55, 52, 36], [60, 55, 52, 36], [62, -1, 53, 38]]
+    path = tmp_path / "Jsb16thSeparated.json"
+    path.write_text(json.dumps({"train": [chorale, chorale[::-1]], "valid": [chorale[1:]], "test": [chorale[2:]]}))
+    return str(path)
+
+
+def test_chorales_are_prepared_voice_by_voice_with_a_tokenizer_of_their_own(chorales, tmp_path, capsys):
+    main(["jsb", "--input", chorales, "--output_dir", str(tmp_path / "jsb"), "--num_workers", "1"])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "jsb/tokenizer")
+    first = load_corpus(tmp_path / "jsb")["train"][0]
+    assert " ".join(tokenizer.convert_ids_to_tokens(first["input_ids"])) == (
+        "BOS_None Pitch_60 Pitch_55 Pitch_52 Pitch_36 Pitch_60 Pitch_55 Pitch_52 Pitch_36 "
+        "Pitch_62 Silence_None Pitch_53 Pitch_38 EOS_None"
+    )
+    assert first["composer"] == "Johann Sebastian Bach"
+    counts = json.loads((tmp_path / "jsb/report.json").read_text())["splits"]
+    assert counts["test"] == {"pieces": 1, "notes": 3, "hours": 0.0, "tokens": 6}
+    assert counts["train"]["pieces"] == 2
+
+
 def test_splits_that_nothing_falls_into_are_there_and_empty(midi_folder, tmp_path):
-    for file in list(MidiFolder(midi_folder).files)[1:]:
-        file.unlink()
+    for name in MidiFolder(midi_folder).names[1:]:
+        (midi_folder / name).unlink()
     report = prepare(MidiFolder(midi_folder), tmp_path / "corpus", num_workers=1)
     pieces = {split: counts["pieces"] for split, counts in report["splits"].items()}
     assert sorted(pieces.values()) == [0, 0, 1]
@@ -185,7 +281,7 @@ def test_splits_that_nothing_falls_into_are_there_and_empty(midi_folder, tmp_pat
 
 def test_a_large_corpus_is_written_in_files_of_bounded_size(many_midis, tmp_path, monkeypatch):
     whole = prepare(MidiFolder(many_midis), tmp_path / "whole", num_workers=1)
-    monkeypatch.setattr(preparation, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1000)
     sharded = prepare(MidiFolder(many_midis), tmp_path / "sharded", num_workers=1)
     assert len(list((tmp_path / "sharded/train").glob("*.arrow"))) > 1
     assert rows_of(tmp_path / "sharded") == rows_of(tmp_path / "whole")
@@ -237,7 +333,10 @@ def test_an_error_midway_leaves_what_stood_there_and_nothing_else(maestro, tmp_p
 def test_a_killed_run_leaves_no_corpus_and_no_workers_and_the_next_run_cleans_up(many_midis, tmp_path):
     # Nobody writes to the pipe: the run stops there for good, with its first pieces done.
     os.mkfifo(many_midis / "zz.mid")
-    command = [sys.executable, "-m", "corpus.prepare", "folder", "--input_dir", many_midis, "--num_workers", "2"]
+    with (many_midis / "maestro.csv").open("w", encoding="utf-8", newline="") as lines:
+        names = sorted(path.name for path in many_midis.glob("*.mid"))
+        csv.writer(lines).writerows([["split", "midi_filename"], *(["train", name] for name in names)])
+    command = [sys.executable, "-m", "corpus.prepare", "maestro", "--input", many_midis, "--num_workers", "2"]
     run = subprocess.Popen([*command, "--output_dir", tmp_path / "corpus"], cwd=CHECKOUT, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     wait_until(lambda: run.poll() is not None or len(children.read_text().split()) == 2)
@@ -262,6 +361,22 @@ def test_the_command_prepares_maestro_and_says_what_came_of_it(maestro, tmp_path
     assert "passed over: 0 of 6 files" in said
 
 
+def test_another_tokenizer_prepares_the_same_pieces(maestro, tmp_path, capsys):
+    for name, tokenizer in (("by name", "REMI"), ("from a folder", str(tmp_path / "by name/tokenizer"))):
+        options = ["--output_dir", str(tmp_path / name), "--num_workers", "1", "--tokenizer", tokenizer]
+        main(["maestro", "--input", maestro, *options])
+    rows = rows_of(tmp_path / "from a folder")
+    assert rows == rows_of(tmp_path / "by name")
+    assert len(rows) == len(SPLITS)
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "by name/tokenizer").convert_ids_to_tokens(
+        next(iter(rows.values()))
+    )
+    assert tokens[:2] == ["BOS_None", "Bar_None"]
+    with pytest.raises(SystemExit):
+        main(["maestro", "--input", maestro, "--output_dir", str(tmp_path / "none"), "--tokenizer", "nothing"])
+    assert "nothing is no folder of a saved tokenizer" in capsys.readouterr().err
+
+
 def test_the_command_prepares_a_folder_and_names_what_it_passed_over(midi_folder, tmp_path, capsys):
     (midi_folder / "broken.mid").write_bytes(b"broken")
     main(["folder", "--input_dir", str(midi_folder), "--output_dir", str(tmp_path / "corpus"), "--num_workers", "1"])
@@ -279,12 +394,16 @@ def test_what_a_user_can_mend_ends_in_one_line_and_code_2(midi_folder, maestro, 
         (["maestro", "--archive", "missing.zip", "--output_dir", corpus], "missing.zip does not exist"),
         (["maestro", "--archive", str(tmp_path / "file"), "--output_dir", corpus], "neither a folder nor a zip"),
         (["maestro", "--input_dir", str(midi_folder), "--output_dir", corpus], "no maestro csv"),
-        (["folder", "--input_dir", "missing", "--output_dir", corpus], "not a folder"),
+        (["folder", "--input_dir", "missing", "--output_dir", corpus], "missing does not exist"),
         (["folder", "--input_dir", str(tmp_path / "published"), "--output_dir", str(tmp_path / "file")], "file"),
         (["folder", "--input_dir", str(tmp_path / "only broken"), "--output_dir", corpus], "None of the 1 files"),
         (["maestro", "--archive", maestro, "--output_dir", str(tmp_path / "file" / "corpus")], "Not a directory"),
         (["maestro", "--archive", maestro, "--output_dir", str(midi_folder)], "not a prepared corpus"),
         (["maestro", "--archive", maestro, "--output_dir", corpus, "--num_workers", "0"], "num_workers (0)"),
+        (["giantmidi", "--input", str(midi_folder), "--output_dir", corpus], "named as GiantMIDI-Piano does"),
+        (["jsb", "--input", str(tmp_path / "file"), "--output_dir", corpus], "does not hold chorales"),
+        (["mix", f"{midi_folder}=1", "--output_dir", corpus], "not a prepared corpus"),
+        (["mix", f"{midi_folder}=0", "--output_dir", corpus], "weights are positive"),
     ]:
         with pytest.raises(SystemExit) as exit_:
             main(arguments)

@@ -1,0 +1,94 @@
+"""Fetches a published file once: goes on where it was cut off, and believes nothing but its SHA-256."""
+
+import hashlib
+import time
+from pathlib import Path
+
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session
+from tqdm import tqdm
+
+# How often a server may fail in a row without sending a byte, and the wait after the first time; it doubles.
+ATTEMPTS = 5
+WAIT_SECONDS = 1.0
+
+TIMEOUT_SECONDS = 30
+
+# The answer to a part that is whole already, or longer than the file.
+NOTHING_FOLLOWS = 416
+
+
+def download(url: str, sha256: str, folder: Path) -> Path:
+    """Fetch a file, unless it lies in the folder already.
+
+    What has arrived is kept beside as `.part`, also when the run is killed, and the next call goes on from there. The
+    session is huggingface_hub's, which knows of proxies and of HF_HUB_OFFLINE.
+
+    Args:
+        url: The address; its last part is the name of the file.
+        sha256: What the file must hash to, in hexadecimal.
+        folder: Where it is kept; it exists.
+
+    Returns:
+        The file, with the content that was asked for.
+
+    Raises:
+        OSError: It could not be fetched, or it is another file.
+    """
+    file = folder / url.rpartition("/")[2]
+    if file.is_file() and _sha256(file) == sha256:
+        return file
+    part = file.with_name(f"{file.name}.part")
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            status = _fetch(url, part)
+            if status < 400 or status == NOTHING_FOLLOWS:
+                break
+            reason, may_pass = f"the server answers {status}", status >= 500 or status in (408, 429)
+        except OfflineModeIsEnabled:
+            raise OSError(
+                f"HF_HUB_OFFLINE is set and {file.name} is not in {folder}; unset it, or give the file by --input."
+            ) from None
+        except HTTPError as error:
+            reason, may_pass = str(error) or type(error).__name__, True
+        failures = failures + 1 if _size(part) == before else 1
+        if failures == ATTEMPTS or not may_pass:
+            raise OSError(f"{url} could not be fetched: {reason}. What has arrived is kept; try again later.")
+        time.sleep(WAIT_SECONDS * 2 ** (failures - 1))
+
+    found = _sha256(part)
+    if found != sha256:
+        part.unlink()
+        raise OSError(f"{url} sent another file than was published: its SHA-256 is {found}, not {sha256}.")
+    return part.replace(file)
+
+
+def _fetch(url: str, part: Path) -> int:
+    """Add to a part what follows it, in one request; returns the server's answer."""
+    size = _size(part)
+    # Compressed on its way, a file would have no places to go on from.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True) as response:
+        if response.status_code >= 400:
+            return response.status_code
+        if response.status_code != 206:  # the whole file, whatever was asked for
+            size = 0
+        total = size + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
+        bar = tqdm(desc=part.stem, total=total, initial=size, unit="B", unit_scale=True)
+        with part.open("ab") as file, bar:
+            file.truncate(size)
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                bar.update(len(chunk))
+        return response.status_code
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
