@@ -1,17 +1,25 @@
-"""The verb: flags in, three files for each sample out; one line and exit code 2 for a mistake."""
+"""The verb: flags in, files for each sample out; one line and exit code 2 for a mistake."""
 
+import hashlib
+import inspect
+import json
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import mido
+import numpy as np
 import pytest
 import torch
-from symusic import Score
+from symusic import Note, Score, Track
 
 import generate
 from evaluation.metrics import describe, read_notes
-from evaluation.rendering import find_soundfont
+from evaluation.rendering import find_soundfont, key_name
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 
@@ -77,18 +85,23 @@ def notes_of(path):
     ]
 
 
-def test_a_sample_is_a_midi_file_its_sound_and_its_picture_and_nothing_else_is_left(run, tmp_path, capsys):
+def texts_of(path):
+    """The text events of a MIDI file."""
+    return [message.text for message in mido.MidiFile(path).tracks[0] if message.type == "text"]
+
+
+def test_a_sample_is_a_midi_file_its_record_sound_and_picture_and_nothing_else_is_left(run, tmp_path, capsys):
     pytest.importorskip("midirenderer")
     if find_soundfont() is None:
         pytest.skip("there is no SoundFont on this machine")
     run()
     written = files(tmp_path)
-    assert set(written) == {"samples/sample-1-1.mid", "samples/sample-1-1.wav", "samples/sample-1-1.png"}
+    assert set(written) == {f"samples/sample-1-1.{kind}" for kind in ("mid", "json", "wav", "png")}
     assert written["samples/sample-1-1.mid"].startswith(b"MThd")
     assert written["samples/sample-1-1.wav"].startswith(b"RIFF")
     assert written["samples/sample-1-1.png"].startswith(b"\x89PNG")
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "samples/sample-1-1{.mid,.wav,.png}"
+    assert said[0] == "samples/sample-1-1{.mid,.json,.png,.wav}"
     assert "tokens/s" in said[-1]
     assert "seconds of music per second" in said[-1]
 
@@ -98,8 +111,42 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_music(run, tm
         run("--output_dir", folder, "--num_samples", 2, seed=seed)
     one, two, three = (list(files(tmp_path / folder).values()) for folder in ("one", "two", "three"))
     assert one == two
-    assert len(one) >= 4
+    assert len(one) >= 6
     assert not set(one) & set(three)
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_the_record_says_how_to_make_the_same_bytes_again(run, prompt, model_folder, tmp_path, capsys):
+    run("--prompt", prompt, "--num_samples", 2, "--pitch_range", 40, 90, "--formats", "svg", "--output_dir", "one")
+    text = (tmp_path / "one" / "sample-1-2.json").read_text()
+    record = json.loads(text)
+    assert record["sample"] == 2
+    assert record["seed"] == 1
+    assert record["versions"]["torch"] == torch.__version__
+    weights = (model_folder / "model.safetensors").read_bytes()
+    assert record["weights"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert record["prompt"] == {"prompt.mid": hashlib.sha256(prompt.read_bytes()).hexdigest()}
+    assert record["interrupted"] is False
+    # The MIDI file says all of it too, and is read as before by those who look for notes.
+    told = dict(text.split(": ", 1) for text in texts_of(tmp_path / "one" / "sample-1-2.mid"))
+    assert told["command"] == record["command"]
+    assert {name: json.loads(value) for name, value in told.items() if name != "command"} == {
+        name: value for name, value in record.items() if name != "command"
+    }
+
+    assert record["command"].startswith("python generate.py ")
+    generate.main([*shlex.split(record["command"])[2:], "--output_dir", "two"])
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_text_events_of_every_length_are_read_back_by_another_library(tmp_path, make_score):
+    texts = ["", "a", "b" * 127, "c" * 128, "d" * 16_383, "Žofie"]
+    midi = make_score().dumps_midi()
+    (tmp_path / "plain.mid").write_bytes(midi)
+    (tmp_path / "told.mid").write_bytes(generate.with_texts(midi, texts))
+    # MIDI knows no encodings, and mido therefore none beyond Latin.
+    assert [text.encode("latin-1").decode() for text in texts_of(tmp_path / "told.mid")] == texts
+    assert notes_of(tmp_path / "told.mid") == notes_of(tmp_path / "plain.mid")
 
 
 @pytest.mark.usefixtures("no_sound")
@@ -169,7 +216,7 @@ def test_the_picture_knows_how_long_the_prompt_was(run, prompt, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "evaluation.rendering.piano_roll",
-        lambda score, path, prompt_seconds: drawn.append(prompt_seconds) or Path(path).touch(),
+        lambda score, path, prompt_seconds, theme: drawn.append(prompt_seconds) or Path(path).touch(),
     )
     run("--prompt", prompt, "--prompt_seconds", 5)
     run(seed=2)
@@ -180,9 +227,9 @@ def test_the_picture_knows_how_long_the_prompt_was(run, prompt, monkeypatch):
 @pytest.mark.usefixtures("no_sound")
 def test_without_a_soundfont_midi_and_picture_are_written_and_a_line_says_how_to_get_sound(run, tmp_path, capsys):
     run()
-    assert set(files(tmp_path)) == {"samples/sample-1-1.mid", "samples/sample-1-1.png"}
+    assert set(files(tmp_path)) == {f"samples/sample-1-1.{kind}" for kind in ("mid", "json", "png")}
     said = capsys.readouterr()
-    assert said.out.splitlines()[0] == "samples/sample-1-1{.mid,.png}"
+    assert said.out.splitlines()[0] == "samples/sample-1-1{.mid,.json,.png}"
     (line,) = [line for line in said.err.splitlines() if line.startswith("No sound")]
     assert "pip install" in line
 
@@ -191,8 +238,22 @@ def test_without_the_synthesizer_midi_and_picture_are_written_too(run, tmp_path,
     monkeypatch.setitem(sys.modules, "midirenderer", None)
     monkeypatch.setattr("evaluation.rendering.find_soundfont", lambda explicit: Path("any.sf2"))
     run()
-    assert set(files(tmp_path)) == {"samples/sample-1-1.mid", "samples/sample-1-1.png"}
+    assert set(files(tmp_path)) == {f"samples/sample-1-1.{kind}" for kind in ("mid", "json", "png")}
     assert "midirenderer is not installed" in capsys.readouterr().err
+
+
+def test_what_is_written_beside_the_midi_file_is_a_choice(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "evaluation.rendering.render_audio", lambda score, soundfont: (np.zeros((480, 2), "f4"), 48_000)
+    )
+    monkeypatch.setattr("evaluation.rendering.find_soundfont", lambda explicit: Path("any.sf2"))
+    pytest.importorskip("midirenderer")
+    pytest.importorskip("soundfile")
+    run("--formats", "flac", "mp3", "svg")
+    assert {path.suffix for path in (tmp_path / "samples").iterdir()} == {".mid", ".json", ".flac", ".mp3", ".svg"}
+    # Another run's files do not outlive their music.
+    run("--formats", "--overwrite", seconds=1)
+    assert {path.suffix for path in (tmp_path / "samples").iterdir()} == {".mid", ".json"}
 
 
 @pytest.mark.usefixtures("no_sound")
@@ -203,9 +264,154 @@ def test_files_are_replaced_only_with_overwrite(run, tmp_path, capsys):
         run("--top_k", 1)
     assert "sample-1-1.mid is there already" in capsys.readouterr().err
     assert files(tmp_path) == before
+    (tmp_path / "samples" / "sample-1-1.mid").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        run("--top_k", 1, "--formats")
     run("--top_k", 1, "--overwrite")
     assert files(tmp_path).keys() == before.keys()
     assert files(tmp_path)["samples/sample-1-1.mid"] != before["samples/sample-1-1.mid"]
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_samples_share_one_reading_of_their_prompt(run, prompt, tmp_path, monkeypatch):
+    shapes = []
+    original = MusicTxForCausalLM.forward
+
+    def spy(self, input_ids, **options):
+        shapes.append(tuple(input_ids.shape))
+        return original(self, input_ids=input_ids, **options)
+
+    # Transformers reads what the model takes from the signature.
+    spy.__signature__ = inspect.signature(original)
+    monkeypatch.setattr(MusicTxForCausalLM, "forward", spy)
+    run("--prompt", prompt, "--prompt_seconds", 2, "--num_samples", 3, "--top_k", 1, "--formats")
+    assert shapes[0][0] == 1
+    assert shapes[0][1] > 10
+    assert set(shapes[1:]) == {(3, 1)}
+    # And go on from it as one alone does.
+    run("--prompt", prompt, "--prompt_seconds", 2, "--top_k", 1, "--formats", "--output_dir", "alone")
+    alone = notes_of(tmp_path / "alone" / "sample-1-1.mid")
+    assert [notes_of(path) for path in sorted(tmp_path.glob("samples/*.mid"))] == [alone] * 3
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_an_ending_lets_the_last_notes_end_by_themselves(run, tmp_path):
+    run("--ending", "--max_note_seconds", 1, "--formats")
+    notes = notes_of(tmp_path / "samples" / "sample-1-1.mid")
+    assert max(start for start, *_ in notes) < 200
+    assert 200 <= max(end for _, end, *_ in notes) <= 300
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_the_limits_asked_for_are_kept(run, tmp_path):
+    run("--max_polyphony", 2, "--max_note_seconds", 0.5, "--pitch_range", 60, 64, "--formats", seconds=5)
+    notes = notes_of(tmp_path / "samples" / "sample-1-1.mid")
+    assert {pitch for _, _, pitch, _ in notes} == {60, 61, 62, 63, 64}
+    assert max(end - start for start, end, *_ in notes) <= 50
+    assert max(sum(start <= now < end for start, end, *_ in notes) for now in range(600)) == 2
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_a_key_held_since_before_what_the_model_sees_is_released(run, prompt, tmp_path):
+    score = Score(prompt)
+    held = Track()
+    held.notes.append(Note(0, 100 * 960, 20, 80))
+    score.tracks.append(held)
+    score.dump_midi(prompt)
+    assert len(MusicTxTokenizer().encode(prompt)) > 2 * WINDOW
+    run("--prompt", prompt, "--prompt_seconds", 15, "--formats", seconds=5)
+    (end,) = [end for start, end, pitch, _ in notes_of(tmp_path / "samples" / "sample-1-1.mid") if pitch == 20]
+    assert 1400 < end < 1550
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_a_prompt_may_be_one_note(run, tmp_path):
+    score = Score(480)
+    score.tracks.append(Track())
+    score.tracks[0].notes.append(Note(0, 480, 60, 80))
+    score.dump_midi(tmp_path / "note.mid")
+    run("--prompt", "note.mid", "--formats")
+    assert notes_of(tmp_path / "samples" / "sample-1-1.mid")[0][2] == 60
+
+
+@pytest.mark.usefixtures("no_sound")
+@pytest.mark.parametrize("prompt_seconds", [None, 2, 15])
+def test_the_notes_streamed_are_those_of_the_file(run, prompt, tmp_path, capsys, prompt_seconds):
+    given = () if prompt_seconds is None else ("--prompt", prompt, "--prompt_seconds", prompt_seconds)
+    run("--stream", "--formats", *given)
+    streamed = re.findall(r"^ *([\d.]+) s  (\S+) +velocity +(\d+) +([\d.]+) s$", capsys.readouterr().out, re.MULTILINE)
+    written = notes_of(tmp_path / "samples" / "sample-1-1.mid")
+    expected = {(start, end - start, key_name(pitch), velocity) for start, end, pitch, velocity in written}
+    heard = {(round(100 * float(s)), round(100 * float(d)), name, int(v)) for s, name, v, d in streamed}
+    assert len(heard) > 3
+    # The file has the notes of the prompt, too.
+    assert heard <= expected
+    prompt_end = 100 * (prompt_seconds or 0)
+    assert {note for note in expected if note[0] > prompt_end} <= heard
+
+
+@pytest.fixture
+def instrument(monkeypatch):
+    """A MIDI port; what is sent to it is here."""
+    sent = []
+    names = {"get_ports": lambda: ["Piano 20:0"], "open_port": lambda number: None, "close_port": lambda: None}
+    out = types.SimpleNamespace(send_message=sent.append, **names)
+    monkeypatch.setitem(sys.modules, "rtmidi", types.SimpleNamespace(MidiOut=lambda: out))
+    return sent
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_a_midi_port_hears_every_note_of_the_file(run, tmp_path, instrument):
+    run("--midi_port", "Piano", "--formats", seconds=1)
+    strokes = sorted((pitch, velocity) for _, pitch, velocity in instrument[:-1] if velocity)
+    assert strokes == sorted(note[2:] for note in notes_of(tmp_path / "samples" / "sample-1-1.mid"))
+    assert sum(velocity == 0 for _, _, velocity in instrument[:-1]) == len(strokes)
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_a_model_later_than_the_music_is_reported(run, instrument, monkeypatch, capsys):
+    # So strict that every model is late.
+    monkeypatch.setattr("evaluation.rendering.LATE_SECONDS", -1000)
+    run("--midi_port", "Piano", "--formats", seconds=1)
+    assert re.search(r"had to wait for the model: \d+ times, .* s at most", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_ctrl_c_keeps_what_there_is_so_far(run, tmp_path, monkeypatch):
+    tokens = 0
+    original = generate.Progress.put
+
+    def put(self, ids):
+        nonlocal tokens
+        original(self, ids)
+        tokens += 1
+        if tokens == 100:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(generate.Progress, "put", put)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        run("--num_samples", 2, seconds=1000)
+    assert stop.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    for number in (1, 2):
+        assert notes_of(tmp_path / "samples" / f"sample-1-{number}.mid")
+        record = json.loads((tmp_path / "samples" / f"sample-1-{number}.json").read_text())
+        assert record["interrupted"] is True
+        assert 90 < record["tokens"] <= 101
+    assert {path.suffix for path in (tmp_path / "samples").iterdir()} == {".mid", ".json", ".png"}
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_a_second_ctrl_c_stops_at_once_and_leaves_whole_files_or_none(run, tmp_path, monkeypatch):
+    def draw(score, path, *options):
+        Path(path).write_bytes(b"half a picture")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("evaluation.rendering.piano_roll", draw)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert set(files(tmp_path)) == {"samples/sample-1-1.mid", "samples/sample-1-1.json"}
 
 
 @pytest.mark.usefixtures("no_sound")
@@ -244,14 +450,28 @@ def refused(capsys, folder):
         (["--temperature", "-1"], "--temperature"),
         (["--top_p", "1.1"], "--top_p"),
         (["--tempreature", "1"], "unrecognized arguments: --tempreature"),
+        (["--formats", "doc"], "--formats: invalid choice: 'doc'"),
+        (["--pitch_range", "90", "60"], "pitch_range .*90, 60.* lower one first"),
+        (["--pitch_range", "60", "128"], "--pitch_range: 128 is not a whole number from 0 to 127"),
+        (["--num_samples", "2", "--stream"], "--num_samples 2: --stream and --midi_port follow one sample"),
+        (["--midi_port", "Organ"], "no MIDI port Organ; there are: Piano 20:0"),
     ],
 )
+@pytest.mark.usefixtures("instrument")
 def test_a_mistake_ends_in_one_line_and_exit_code_2(run, tmp_path, capsys, words, complaint):
     (tmp_path / "in_the_way").touch()
     with pytest.raises(SystemExit) as stop:
         run(*words)
     assert stop.value.code == 2
     assert re.search(complaint, refused(capsys, tmp_path))
+
+
+def test_without_the_library_for_midi_ports_a_line_says_how_to_get_it(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rtmidi", None)
+    with pytest.raises(SystemExit) as stop:
+        run("--midi_port", "Piano")
+    assert stop.value.code == 2
+    assert "pip install python-rtmidi" in refused(capsys, tmp_path)
 
 
 def test_a_broken_prompt_ends_in_one_line_that_names_it(run, tmp_path, capsys, broken_midis):
