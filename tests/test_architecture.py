@@ -153,8 +153,8 @@ def test_travellers_share_one_flat_folder_without_overwriting_each_other():
 
 @pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in ROOMS], ids=str)
 def test_what_a_file_imports_is_declared_where_its_room_is_installed_from(path):
-    # The wheel's own dependencies must do for the wheel; the rooms of the checkout may use every extra of `all`.
-    extras = () if room_of(path) in HUB_BOUND else ("train", "audio", "plot", "hub")
+    # The wheel's own dependencies must do for the wheel; the rooms of the checkout may use every extra.
+    extras = () if room_of(path) in HUB_BOUND else ("train", "audio", "plot", "hub", "live", "finetune")
     distributions = packages_distributions()
     for package in theirs(imports_of((ROOT / path).read_text(), optional=False)):
         assert {normal(name) for name in distributions.get(package, [package])} & declared(*extras), package
