@@ -1,0 +1,363 @@
+"""One token at a time: tokens a second at a given length of the cache, beside Llama and beside no cache at all.
+
+    python -m benchmarks.decoding
+    python -m benchmarks.decoding --corpus data/maestro     also what lower precision costs in likelihood
+
+Models: `shipped` is checkpoints/maestro-small (6 layers, width 256) and stands for every model of its shape; 256 and
+512 are new ones. Caches, filled with random keys and values to the length that is measured:
+
+- dynamic: Transformers' default, grows by concatenation.
+- static: allocated once.
+- compiled: static, with `torch.compile(model.forward, fullgraph=True, dynamic=False)` and the option `freezing`, which
+  takes the weights for constants, at batch size 1.
+- sliding: a window of 1,024 tokens, whatever the length (ours alone).
+- none: no cache, the whole sequence once more for every token, at batch size 1.
+
+What is timed is the model's forward pass for one new token of each sequence, without sampling. Competitors take turns,
+medians count. The bytes that a step has to read are its weights, the rows of the tables of relative embeddings that it
+needs and the cache; beside them stands the bandwidth of reading a large array, measured in the same run. Weights that
+fit into the processor's caches can be read faster than that.
+
+Before the clock starts, the logits of every kind of cache have to equal those of a plain pass without any, token by
+token, on attention written out step by step; and compiled logits those of the same step uncompiled. A cell whose
+caches would take more than 60 percent of the memory is left out.
+"""
+
+import copy
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.data import Subset
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+
+from benchmarks import measure
+from benchmarks.models import llama, music_tx, num_parameters
+from corpus.dataset import EvaluationWindows, load_corpus
+from evaluation.likelihood import negative_log_likelihood
+from modeling_music_tx import MusicTxForCausalLM
+
+try:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+except ImportError:
+    quantize_ = None
+
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "maestro-small"
+
+# MAESTRO's training split holds 23,164,558 events in 161.2 hours.
+EVENTS_PER_SECOND = 40
+
+WINDOW = 1024
+CACHES = ("dynamic", "static", "compiled", "sliding", "none")
+LLAMAS_CACHES = ("dynamic", "static")
+BY_PRECISION = "shipped, by precision"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models and caches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_model(name: str, device: str) -> MusicTxForCausalLM:
+    """One of ours, by the name it has on the command line."""
+    if name == "shipped":
+        return MusicTxForCausalLM.from_pretrained(CHECKPOINT).eval().to(device)
+    return music_tx(int(name), device).eval()
+
+
+def make_cache(kind: str, model: PreTrainedModel, batch: int, length: int, spare: int) -> Cache | None:
+    """A cache that holds random keys and values for `length` tokens and has room for `spare` more."""
+    config = model.config
+    config.sliding_window = WINDOW if kind == "sliding" else None
+    if kind == "none":
+        return None
+    static = kind in ("static", "compiled")
+    cache = StaticCache(config=config, max_cache_len=length + spare) if static else DynamicCache(config=config)
+    # One sequence's keys and values serve the whole batch: their bytes are copied, and the draw is short.
+    shape = (2, 1, config.num_attention_heads, length, config.head_dim)
+    generator = torch.Generator(model.device).manual_seed(0)
+    for layer in range(config.num_hidden_layers):
+        both = torch.randn(shape, generator=generator, device=model.device).to(model.dtype)
+        cache.update(*both.expand(-1, batch, -1, -1, -1), layer)
+    return cache
+
+
+def rewind(cache: Cache, length: int):
+    """Forget what came after the first `length` tokens; a window stays where it is, for it stays as large."""
+    if isinstance(cache, StaticCache):
+        for layer in cache.layers:
+            layer.cumulative_length.fill_(length)
+    elif not cache.is_sliding[0]:
+        cache.crop(length - cache.get_seq_length())
+
+
+def cache_bytes(model: PreTrainedModel, kind: str, batch: int, length: int) -> int:
+    """What the keys and values for one step take."""
+    if kind == "none":
+        return 0
+    config = model.config
+    kept = min(length, WINDOW) if kind == "sliding" else length
+    width = config.num_attention_heads * config.head_dim
+    return 2 * config.num_hidden_layers * batch * kept * width * model.dtype.itemsize
+
+
+def step_bytes(model: PreTrainedModel, kind: str, weights: str, batch: int, length: int) -> int:
+    """What one step has to read: every weight once, the tables' rows for the keys there are, and the cache."""
+    total = cache_bytes(model, kind, batch, length)
+    kept = min(length, WINDOW) if kind == "sliding" else length
+    for name, weight in model.named_parameters():
+        if name.endswith("relative_embeddings"):
+            total += weight[:, :kept].numel() * weight.itemsize
+        elif name == "model.embed_tokens.weight" and model.lm_head.weight is not weight:
+            continue  # a row of it is read
+        else:
+            total += weight.numel() * (1 if weights == "int8" and weight.ndim == 2 else weight.itemsize)
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gates and measurements
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_cache(kind: str, model: MusicTxForCausalLM, length: int = 40, window: int = 16):
+    """The gate: logits of tokens that come one by one equal those of one plain pass, also beyond a window."""
+    config, ours = model.config, model.config._attn_implementation
+    shipped_window, config.sliding_window = config.sliding_window, window if kind == "sliding" else None
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, config.vocab_size, (2, length), generator=generator).to(model.device)
+    model.set_attn_implementation("eager")
+    expected = model(ids, use_cache=False).logits
+    model.set_attn_implementation(ours)
+
+    cache = StaticCache(config=config, max_cache_len=length) if kind == "static" else DynamicCache(config=config)
+    parts = [ids[:, :7], *ids[:, 7:].split(1, dim=1)]
+    found = torch.cat([model(part, past_key_values=cache).logits for part in parts], dim=1)
+    measure.must_equal(f"{kind} cache", found, expected, torch.float32)
+    config.sliding_window = shipped_window
+
+
+def step_with(call: Callable, ids: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    """The logits [B, 1, V] of one more token."""
+    if cache is None:
+        return call(ids, use_cache=False, logits_to_keep=1).logits
+    return call(ids[:, -1:], past_key_values=cache).logits
+
+
+@torch.no_grad()
+def timed(model, window, call, ids, cache, steps: int, device: str) -> tuple[float]:
+    """Seconds of one step, the median of up to `steps` that follow each other from the same length on."""
+    model.config.sliding_window = window
+    taken = []
+    while len(taken) < (steps if cache is not None else 1) and sum(taken) < 0.5:  # then one is as good as many
+        taken.append(measure.seconds_of(lambda: step_with(call, ids, cache), device))
+    if cache is not None:
+        rewind(cache, ids.shape[1])
+    return (median(taken),)
+
+
+@torch.no_grad()
+def ready(kind: str, model: PreTrainedModel, ids: torch.Tensor, cache: Cache | None) -> Callable:
+    """The function to time, warmed up; for a compiled one after it has equalled the same step uncompiled."""
+    length = ids.shape[1]
+    if cache is None:
+        return model
+    expected = step_with(model, ids, cache)
+    rewind(cache, length)
+    if kind != "compiled":
+        return model
+    compiled = torch.compile(model.forward, fullgraph=True, dynamic=False, options={"freezing": True})
+    for _ in range(2):
+        found = step_with(compiled, ids, cache)
+        rewind(cache, length)
+    measure.must_equal("the compiled step", found, expected, model.dtype)
+    return compiled
+
+
+def measured(
+    args, group: str, models: dict, kinds: list[str], length: int, batch: int, bandwidth: float
+) -> list[dict]:
+    """The rows of one length and batch size.
+
+    Args:
+        args: The command line.
+        group: What the rows call these models.
+        models: Models by (who made them, the precision of their weights).
+        kinds: Caches for each; those that need a batch of one, or are ours alone, are passed over elsewhere.
+        length: Tokens in the cache.
+        batch: Sequences.
+        bandwidth: Bytes per second that can be read.
+    """
+    kinds = [kind for kind in kinds if batch == 1 or kind not in ("compiled", "none")]
+    rows = {
+        (who, weights, kind): {"device": args.device, "model": group, "who": who, "weights": weights, "cache": kind}
+        | {"length": length, "batch": batch, "parameters": num_parameters(model)}
+        | EMPTY
+        for (who, weights), model in models.items()
+        for kind in kinds
+        if who == "ours" or kind in LLAMAS_CACHES
+    }
+    # Caches of one kind are alike for models of one shape and dtype: they share one.
+    shared = {(kind, models[who, weights].dtype): models[who, weights] for who, weights, kind in rows}
+    held = sum(cache_bytes(model, kind, batch, length) for (kind, _), model in shared.items())
+    if held > 0.6 * measure.memory_bytes(args.device):
+        return [row | {"note": "left out: the caches need too much memory"} for row in rows.values()]
+
+    caches = {key: make_cache(key[0], model, batch, length, args.steps) for key, model in shared.items()}
+    ids = torch.randint(3, next(iter(models.values())).config.vocab_size, (batch, length), device=args.device)
+    competitors = {}
+    for who, weights, kind in rows:
+        model = models[who, weights]
+        cache = caches[kind, model.dtype]
+        window = model.config.sliding_window = WINDOW if kind == "sliding" else None
+        call = ready(kind, model, ids, cache)
+        run = functools.partial(timed, model, window, call, ids, cache, args.steps, args.device)
+        competitors[who, weights, kind] = run
+    for (who, weights, kind), (turns, (seconds,)) in measure.take_turns(competitors, args.seconds).items():
+        row, speed = rows[who, weights, kind], batch / seconds
+        row["step_ms"] = measure.rounded(seconds * 1000)
+        row["tokens_per_second"] = measure.rounded(speed)
+        row["music_seconds_per_second"] = measure.rounded(speed / EVENTS_PER_SECOND)
+        row["turns"] = turns
+        if kind != "none":
+            row["bytes_per_step"] = step_bytes(models[who, weights], kind, weights, batch, length)
+            row["gigabytes_per_second"] = measure.rounded(row["bytes_per_step"] / seconds / 1e9)
+            row["share_of_bandwidth"] = measure.rounded(row["bytes_per_step"] / seconds / bandwidth)
+    torch.compiler.reset()
+    return list(rows.values())
+
+
+MEASURES = ("step_ms", "tokens_per_second", "music_seconds_per_second", "bytes_per_step", "gigabytes_per_second")
+EMPTY = dict.fromkeys((*MEASURES, "share_of_bandwidth", "nats_per_token", "turns", "note"))
+
+
+def in_lower_precision(model: MusicTxForCausalLM) -> dict[tuple[str, str], MusicTxForCausalLM]:
+    """The model in bfloat16 and, where torchao is installed, with int8 weights."""
+    models = {("ours", "fp32"): model, ("ours", "bf16"): copy.deepcopy(model).to(torch.bfloat16)}
+    if quantize_:
+        models["ours", "int8"] = copy.deepcopy(model)
+        quantize_(models["ours", "int8"], Int8WeightOnlyConfig())
+    return models
+
+
+def add_likelihoods(rows: list[dict], models: dict, corpus: Path, num_windows: int):
+    """Write nats per token into the rows: windows of 1,024 tokens, evenly spread over the validation split."""
+    windows = EvaluationWindows(load_corpus(corpus)["validation"], 1024)
+    windows = Subset(windows, range(0, len(windows), -(-len(windows) // num_windows)))
+    for (_, weights), model in models.items():
+        model.config.sliding_window = WINDOW
+        nats = measure.rounded(negative_log_likelihood(model, windows, batch_size=4).nats_per_token, 5)
+        for row in rows:
+            if row["weights"] == weights:
+                row["nats_per_token"] = nats
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it comes to
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def table(rows: list[dict]) -> str:
+    """Tokens a second, and the share of the bandwidth at batch size 1."""
+    columns = sorted({(row["length"], row["batch"]) for row in rows})
+    lines = {}
+    for row in rows:
+        text = "left out" if row["note"] else measure.short(row["tokens_per_second"])
+        if row["share_of_bandwidth"] and row["batch"] == 1:
+            text += f" ({row['share_of_bandwidth']:.0%})"
+        key = (row["model"], row["who"], row["cache"], row["weights"])
+        lines.setdefault(key, {})[row["length"], row["batch"]] = text
+    body = ([*key, *(cells.get(place, "") for place in columns)] for key, cells in lines.items())
+    header = ["model", "", "cache", "weights", *(f"L {length:,}, B {batch}" for length, batch in columns)]
+    return measure.markdown(header, body)
+
+
+def ratios(rows: list[dict]) -> list[str]:
+    """Ours beside Llama, compiled beside dynamic, caches beside none, lower precision beside single."""
+    found = {}
+    for row in rows:
+        if not row["note"]:
+            place = (row["model"], row["length"], row["batch"])
+            found.setdefault(place, {})[row["who"], row["weights"], row["cache"]] = row
+    lines = []
+    for (model, length, batch), cells in found.items():
+        speeds = {key: row["tokens_per_second"] for key, row in cells.items()}
+        dynamic = ("ours", "fp32", "dynamic")
+        pairs = [
+            (dynamic, ("llama", "fp32", "dynamic")),
+            (("ours", "fp32", "static"), ("llama", "fp32", "static")),
+            (("ours", "fp32", "compiled"), dynamic),
+            (dynamic, ("ours", "fp32", "none")),
+            (("ours", "fp32", "compiled"), ("ours", "fp32", "none")),
+            (("ours", "bf16", "dynamic"), dynamic),
+            (("ours", "bf16", "compiled"), ("ours", "fp32", "compiled")),
+            (("ours", "int8", "compiled"), ("ours", "fp32", "compiled")),
+        ]
+        texts = [
+            f"{' '.join(ours)} / {' '.join(other)} = {speeds[ours] / speeds[other]:.2f}"
+            for ours, other in pairs
+            if ours in speeds and other in speeds
+        ]
+        if texts:
+            lines.append(f"{model}, length {length:,}, batch {batch}: {'; '.join(texts)}")
+    likelihoods = {row["weights"]: row["nats_per_token"] for row in rows if row["nats_per_token"]}
+    if likelihoods:
+        texts = (f"{weights} {nats:.4f}" for weights, nats in likelihoods.items())
+        lines.append(f"shipped, validation nats per token: {', '.join(texts)}")
+    return lines
+
+
+def main(argv: list[str] | None = None):
+    """Check, measure, write, print."""
+    flags = measure.parser(__doc__)
+    flags.add_argument("--models", nargs="+", choices=("shipped", "256", "512"), default=["shipped", "512"])
+    flags.add_argument("--lengths", type=int, nargs="+", default=[256, 2048, 8192])
+    flags.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    flags.add_argument("--caches", nargs="+", choices=CACHES, default=list(CACHES))
+    flags.add_argument("--steps", type=int, default=8, help="tokens in a row (default: %(default)s)")
+    flags.add_argument("--corpus", type=Path, help="prepared corpus: likelihoods of lower precision (default: skip)")
+    flags.add_argument("--windows", type=int, default=16, help="of 1,024 tokens to score (default: %(default)s)")
+    flags.set_defaults(seconds=4.0)
+    quick = {"models": ["shipped"], "lengths": [32], "batches": [1, 2], "steps": 2, "seconds": 0.1, "windows": 1}
+    args = measure.parsed(flags, argv, quick=quick | {"caches": [name for name in CACHES if name != "compiled"]})
+
+    about = measure.machine(args)
+    bandwidth = measure.read_bandwidth(args.device, args.quick)
+    about["read bandwidth"] = f"{bandwidth / 1e9:.1f} GB/s"
+    print(about["read bandwidth"], flush=True)
+    rows = []
+    for name in args.models:
+        shape = name if name == "shipped" else f"width {name}"
+        ours = make_model(name, args.device)
+        for kind in ("dynamic", "static", "sliding"):
+            check_cache(kind, ours)
+        print(f"{name}: cached logits equal uncached ones", flush=True)
+        models = {("ours", "fp32"): ours, ("llama", "fp32"): llama(ours.config, args.device).eval()}
+        for length in args.lengths:
+            for batch in args.batches:
+                start = time.perf_counter()
+                rows += measured(args, shape, models, args.caches, length, batch, bandwidth)
+                path = measure.write_results(args, "decoding", about, rows)
+                taken = time.perf_counter() - start
+                print(f"measured {name}, length {length:,}, batch {batch}: {taken:.0f} s", flush=True)
+        if name == "shipped":
+            lower = in_lower_precision(ours)
+            kinds = [kind for kind in ("dynamic", "compiled") if kind in args.caches]
+            more = measured(args, BY_PRECISION, lower, kinds, args.lengths[0], 1, bandwidth)
+            if args.corpus:
+                add_likelihoods(more, lower, args.corpus, args.windows)
+            else:
+                print("no --corpus: what lower precision costs in likelihood is not measured")
+            if not quantize_:
+                print("torchao is not installed: int8 weights are not measured")
+            rows += more
+            path = measure.write_results(args, "decoding", about, rows)
+    print(table(rows), *ratios(rows), *([path] if path else []), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
