@@ -1,17 +1,30 @@
 """Music Transformer as a Transformers model; importing this package registers it with the Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from .configuration_music_tx import MusicTxConfig
-from .modeling_music_tx import MusicTxForCausalLM, MusicTxModel, MusicTxPreTrainedModel
+from .modeling_music_tx import (
+    MusicTxForCausalLM,
+    MusicTxForSequenceClassification,
+    MusicTxModel,
+    MusicTxPreTrainedModel,
+)
 
 AutoConfig.register("music_tx", MusicTxConfig)
 AutoModel.register(MusicTxConfig, MusicTxModel)
 AutoModelForCausalLM.register(MusicTxConfig, MusicTxForCausalLM)
+AutoModelForSequenceClassification.register(MusicTxConfig, MusicTxForSequenceClassification)
 
 # A saved model brings its code along, so that it loads where this package is not installed.
 MusicTxConfig.register_for_auto_class()
 MusicTxModel.register_for_auto_class("AutoModel")
 MusicTxForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+MusicTxForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
-__all__ = ["MusicTxConfig", "MusicTxForCausalLM", "MusicTxModel", "MusicTxPreTrainedModel"]
+__all__ = [
+    "MusicTxConfig",
+    "MusicTxForCausalLM",
+    "MusicTxForSequenceClassification",
+    "MusicTxModel",
+    "MusicTxPreTrainedModel",
+]

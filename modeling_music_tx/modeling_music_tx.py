@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
@@ -21,14 +21,35 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_music_tx import MusicTxConfig
 from .relative_attention import BLOCKED, relative_logits
 
+try:
+    from .relative_attention_triton import TRITON
+except ImportError:  # PyTorch for CPUs comes without Triton
+    TRITON = None
+
+
+class MusicTxLinear(nn.Linear):
+    """A linear layer that, compiled for a CPU, multiplies a single row at the speed of its memory.
+
+    Such products are all that decoding is made of, and matrix libraries run them on one core at a fraction of what
+    memory delivers. As a sum of products the compiler makes one parallel loop of them (benchmarks/decoding.py).
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        one_row = input.numel() == self.in_features and input.device.type == "cpu"
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        if not (one_row and compiled and type(self.weight) is nn.Parameter):  # quantized weights are of other types
+            return super().forward(input)
+        output = (self.weight * input.reshape(-1)).sum(-1)
+        return (output if self.bias is None else output + self.bias).view(*input.shape[:-1], -1)
+
 
 class MusicTxMLP(nn.Module):
     """The feed-forward block, [B, Q, C] to [B, Q, C]."""
 
     def __init__(self, config: MusicTxConfig):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up_proj = MusicTxLinear(config.hidden_size, config.intermediate_size)
+        self.down_proj = MusicTxLinear(config.intermediate_size, config.hidden_size)
         self.down_proj.ends_in_residual = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -50,7 +71,7 @@ def eager_attention_forward(
 
     Args:
         query, key, value: [B, H, Q, D], [B, H, K, D], [B, H, K, D].
-        attention_mask: additive, [B, 1, Q, K].
+        attention_mask: additive, or true where a key is seen, [B, 1, Q, K].
         position_bias: [B, H, Q, K], already scaled.
 
     Returns:
@@ -59,7 +80,9 @@ def eager_attention_forward(
     scores = query @ key.transpose(2, 3) * scaling
     if position_bias is not None:
         scores = scores + position_bias
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
@@ -81,8 +104,8 @@ class MusicTxAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
         width = self.num_heads * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.qkv_proj = MusicTxLinear(config.hidden_size, 3 * width, bias=False)
+        self.o_proj = MusicTxLinear(width, config.hidden_size, bias=False)
         self.o_proj.ends_in_residual = True
         self.relative_embeddings = None
         if config.max_relative_distance:
@@ -114,7 +137,7 @@ class MusicTxAttention(nn.Module):
             offset = position_ids[:, :, None] - position_ids[:, None, :]  # [B or 1, Q, K]
 
         implementation = self.config._attn_implementation
-        if implementation == BLOCKED:
+        if implementation in (BLOCKED, TRITON):
             kwargs.update(relative_embeddings=self.relative_embeddings, offset=offset)
         elif self.relative_embeddings is not None:
             embeddings = self.relative_embeddings.to(query.dtype)
@@ -151,6 +174,19 @@ class MusicTxDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
+def require_position_bias(implementation: str) -> None:
+    """Refuses attention that would leave out the relative term without a word.
+
+    Raises:
+        ValueError: If `implementation` names flash or paged attention.
+    """
+    if "flash" in implementation or "paged" in implementation:
+        raise ValueError(
+            f'attn_implementation "{implementation}" takes no bias that depends on the query, as relative attention '
+            f'needs it; use "{BLOCKED}" (the default), "sdpa", "eager" or "flex_attention".'
+        )
+
+
 class MusicTxPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation for all Music Transformer models."""
 
@@ -159,7 +195,6 @@ class MusicTxPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MusicTxDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
-    # Flash attention has no place for a bias that depends on the query.
     _supports_flash_attn = False
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -169,18 +204,24 @@ class MusicTxPreTrainedModel(PreTrainedModel):
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Blocked attention when nothing is asked for; plain sdpa where there is no relative term to compute."""
-        if requested_attention in (None, BLOCKED):
-            requested_attention = BLOCKED if self.config.max_relative_distance else None
+        require_position_bias(requested_attention or "")
+        if requested_attention in (None, BLOCKED, TRITON):
+            requested_attention = (requested_attention or BLOCKED) if self.config.max_relative_distance else None
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """Saves weights, configuration and code as Transformers does, and names the class for AutoModel as well.
+        """Saves weights, configuration and code as Transformers does, and names the other classes for Auto as well.
 
-        Transformers enters the class that is saved; a saved MusicTxForCausalLM holds a MusicTxModel too.
+        Transformers enters the class that is saved; the decoder in it is a model too, and may get another head.
         """
         if self._auto_class is not None:
             known = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = {"AutoModel": f"{MusicTxModel.__module__.split('.')[-1]}.MusicTxModel"} | known
+            others = {
+                "AutoModel": MusicTxModel,
+                "AutoModelForSequenceClassification": MusicTxForSequenceClassification,
+            }
+            file = __name__.split(".")[-1]
+            self.config.auto_map = {auto: f"{file}.{kind.__name__}" for auto, kind in others.items()} | known
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
@@ -242,6 +283,8 @@ class MusicTxModel(MusicTxPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        # A kernel from the Hub is set without being checked, and continuous batching brings a paged cache to any.
+        require_position_bias("paged" if "cache" in kwargs else self.config._attn_implementation)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
@@ -299,7 +342,7 @@ class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
     def __init__(self, config: MusicTxConfig):
         super().__init__(config)
         self.model = MusicTxModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = MusicTxLinear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -345,4 +388,16 @@ class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
         )
 
 
-__all__ = ["MusicTxForCausalLM", "MusicTxModel", "MusicTxPreTrainedModel"]
+class MusicTxForSequenceClassification(GenericForSequenceClassification, MusicTxPreTrainedModel):
+    """The decoder with a head that classifies whole pieces by their last token, such as by composer."""
+
+    def __init__(self, config: MusicTxConfig):
+        # The generic head asks AutoModel for its decoder, which knows only code that is installed.
+        MusicTxPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = MusicTxModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+__all__ = ["MusicTxForCausalLM", "MusicTxForSequenceClassification", "MusicTxModel", "MusicTxPreTrainedModel"]

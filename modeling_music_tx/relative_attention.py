@@ -129,8 +129,10 @@ def relative_logits(
     """
     batch, heads, query_length, dim = query.shape
     by_head = query.transpose(0, 1).reshape(heads, batch * query_length, dim)  # one product a head, whatever the batch
-    if isinstance(offset, torch.Tensor):
-        distances = offset if offset.ndim else pairwise_distances(query_length, key_length, offset, query.device)[None]
+    given = isinstance(offset, torch.Tensor) and offset.ndim > 0
+    # An exported program takes other lengths than its example, and a view of the same memory would not.
+    if isinstance(offset, torch.Tensor) or torch.compiler.is_exporting():
+        distances = offset if given else pairwise_distances(query_length, key_length, offset, query.device)[None]
         products = (by_head @ relative_embeddings.transpose(1, 2)).view(heads, batch, query_length, -1)
         rows = _rows(distances, relative_embeddings).expand(heads, batch, query_length, key_length)
         return products.gather(-1, rows).transpose(0, 1)
@@ -157,7 +159,11 @@ def relative_logits(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("music_tx::blocked_relative_attention", mutates_args=())
+# A model from the Hub brings a copy of this file, and an operator registered again would take the first one's place.
+OPERATORS = __name__.replace(".", "_")
+
+
+@torch.library.custom_op(f"{OPERATORS}::attend", mutates_args=())
 def _blocked_forward(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -189,7 +195,7 @@ def _blocked_forward(
     return output
 
 
-@torch.library.custom_op("music_tx::blocked_relative_attention_backward", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::differentiate", mutates_args=())
 def _blocked_backward(
     grad_output: torch.Tensor,
     query: torch.Tensor,
@@ -227,9 +233,7 @@ def _blocked_backward(
         grad_products.view(len(block.query), -1)[:, -1] = 0
         block.skewed(grad_products).copy_(grad_scores)
         grad_rows = (grad_products @ block.table).view(block.query.shape)
-        grad_query[block.heads, :, block.queries] = block.unflatten(
-            torch.baddbmm(grad_rows, grad_scores, block.key)
-        )
+        grad_query[block.heads, :, block.queries] = block.unflatten(torch.baddbmm(grad_rows, grad_scores, block.key))
         grad_table[block.heads, block.rows] += grad_products.transpose(1, 2) @ block.query_by_head
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_table.to(table.dtype)
 

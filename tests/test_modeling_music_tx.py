@@ -198,6 +198,35 @@ def test_packed_sequences_do_not_see_each_other(implementation, ids):
     torch.testing.assert_close(packed[:, 15:], model(ids[:1, 15:]).logits, **CLOSE)
 
 
+@pytest.fixture
+def compile_whole():
+    """Compiles without a graph break, down to the operators but not to machine code, which takes its time."""
+    torch.compiler.reset()
+    yield lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("fields", [{}, {"sliding_window": 9}], ids=["plain", "window"])
+def test_a_training_step_compiles_whole_and_has_the_same_gradients(fields, ids, left_padded, compile_whole):
+    model = make_model(**fields).train()
+    call = {"input_ids": ids, "labels": ids, "attention_mask": left_padded, "use_cache": False}
+    expected = torch.autograd.grad(model(**call).loss, list(model.parameters()))
+    gradients = torch.autograd.grad(compile_whole(model)(**call).loss, list(model.parameters()))
+    torch.testing.assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_a_decode_step_with_a_static_cache_compiles_whole(batch, ids, compile_whole):
+    model = make_model()
+    expected = model(ids[:batch]).logits[:, 30:]
+    cache = StaticCache(config=model.config, max_cache_len=45)
+    model(ids[:batch, :30], past_key_values=cache)
+    step = compile_whole(model.forward)
+    logits = torch.cat([step(ids[:batch, i : i + 1], past_key_values=cache).logits for i in range(30, 40)], 1)
+    torch.testing.assert_close(logits, expected, **CLOSE)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_generate_is_the_same_with_and_without_cache_for_left_padded_prompts(implementation, search, ids, left_padded):

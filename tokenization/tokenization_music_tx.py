@@ -30,7 +30,7 @@ from miditok import (
     TokSequence,
 )
 from miditok.utils import merge_tracks
-from symusic import Score
+from symusic import Note, Score
 from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.utils.versions import require_version
 
@@ -618,17 +618,17 @@ def _sound(score: Score, all_tracks: bool) -> Score:
 
     Args:
         score: A score in ticks.
-        all_tracks: Whether it keeps its tracks as they are.
+        all_tracks: Whether it keeps a track for each instrument.
 
     Returns:
-        The score, or a copy with one track.
+        A copy, the notes of each track in one order, which MidiTok keeps and which symusic's releases differ in.
 
     Raises:
         ValueError: The score has no such notes, or its numbers make no sense.
     """
     if score.ticks_per_quarter <= 0:
         raise ValueError(f"{score.ticks_per_quarter} ticks per quarter; at least 1 is needed")
-    tracks = [track for track in score.tracks if track.notes and (all_tracks or not track.is_drum)]
+    tracks = [track.copy() for track in score.tracks if track.notes and (all_tracks or not track.is_drum)]
     if not tracks:
         what = "only drums" if any(track.notes for track in score.tracks) else "no notes"
         raise ValueError(f"{what} in it; a piano needs at least one melodic note")
@@ -636,10 +636,14 @@ def _sound(score: Score, all_tracks: bool) -> Score:
     if hours * 3600 * STEPS_PER_SECOND > MAX_STEPS:
         raise ValueError(f"{hours:.0f} hours long; more than 24 mean that the file is broken")
     if not all_tracks:
-        score = score.copy()
-        tracks = [track.copy() for track in tracks]
-        # One alone is left in the order of its notes, which MidiTok keeps.
-        score.tracks = tracks if len(tracks) == 1 else [merge_tracks(tracks)]
+        tracks = [merge_tracks(tracks)]
+    for track in tracks:
+        notes = track.notes.numpy()
+        order = np.lexsort([notes[name] for name in ("velocity", "duration", "pitch", "time")])
+        fields = (notes[name][order] for name in ("time", "duration", "pitch", "velocity"))
+        track.notes = Note.from_numpy(*fields, "tick")
+    score = score.copy()
+    score.tracks = tracks
     return score
 
 

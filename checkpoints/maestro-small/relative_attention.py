@@ -12,7 +12,6 @@ meets along its keys then lie in the order of the keys, and the last row belongs
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
@@ -78,43 +77,39 @@ def _rows(distances: torch.Tensor, relative_embeddings: torch.Tensor) -> torch.T
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def band(relative_embeddings: torch.Tensor, length: int, padding: int) -> torch.Tensor:
-    """The rows for the distances `length - 1 ... 0`, the farthest row repeated beyond the table, then rows of zeros.
+def band(relative_embeddings: torch.Tensor, length: int) -> torch.Tensor:
+    """The rows for the distances `length - 1 ... 0`, the farthest row repeated beyond the table, then a row of zeros.
 
     Args:
         relative_embeddings: [H, M, D].
         length: how many distances the band covers.
-        padding: rows of zeros after them; `skew` wants as many as there are queries.
 
     Returns:
-        [H, length + padding, D].
+        [H, length + 1, D].
     """
     heads, table_length, dim = relative_embeddings.shape
     beyond = relative_embeddings[:, :1].expand(heads, max(length - table_length, 0), dim)
     known = relative_embeddings[:, max(table_length - length, 0) :]
-    return torch.cat([beyond, known, relative_embeddings.new_zeros(heads, padding, dim)], dim=1)
+    return torch.cat([beyond, known, relative_embeddings.new_zeros(heads, 1, dim)], dim=1)
 
 
 def skew(products: torch.Tensor) -> torch.Tensor:
     """Moves the products of queries with a band so that column k belongs to key k.
 
-    Query row r needs its products moved by `Q - 1 - r` columns to the left. With Q spare columns on the right that is
-    a view of the same memory whose rows start one element earlier each: no copy and no gather. Columns of keys that
-    lie in the future of a row hold products of its neighbour, for the causal mask to hide.
+    Query row r needs its products moved by `Q - 1 - r` columns to the left. With one spare column, reading the same
+    memory in rows of K from element `Q - 1` on does just that: no copy and no gather. Columns of keys that lie in the
+    future of a row hold what its neighbour has no use for; the causal mask hides them.
 
     Args:
-        products: [N, Q, K + Q], contiguous: queries times `band(relative_embeddings, K, padding=Q)`.
+        products: [N, Q, K + 1], contiguous: queries times `band(relative_embeddings, K)`.
 
     Returns:
         [N, Q, K], a view.
 
-    Source: Huang et al. 2018, section 3.4.1, which pads, reshapes and slices copies instead.
+    Source: Huang et al. 2018, section 3.4.1, which pads, reshapes and slices copies of a [Q, Q] matrix instead.
     """
     batch, query_length, width = products.shape
-    start = products.storage_offset() + query_length - 1
-    return products.as_strided(
-        (batch, query_length, width - query_length), (query_length * width, width - 1, 1), start
-    )
+    return products.view(batch, -1)[:, query_length - 1 : -1].view(batch, query_length, width - 1)
 
 
 def relative_logits(
@@ -134,8 +129,10 @@ def relative_logits(
     """
     batch, heads, query_length, dim = query.shape
     by_head = query.transpose(0, 1).reshape(heads, batch * query_length, dim)  # one product a head, whatever the batch
-    if isinstance(offset, torch.Tensor):
-        distances = offset if offset.ndim else pairwise_distances(query_length, key_length, offset, query.device)[None]
+    given = isinstance(offset, torch.Tensor) and offset.ndim > 0
+    # An exported program takes other lengths than its example, and a view of the same memory would not.
+    if isinstance(offset, torch.Tensor) or torch.compiler.is_exporting():
+        distances = offset if given else pairwise_distances(query_length, key_length, offset, query.device)[None]
         products = (by_head @ relative_embeddings.transpose(1, 2)).view(heads, batch, query_length, -1)
         rows = _rows(distances, relative_embeddings).expand(heads, batch, query_length, key_length)
         return products.gather(-1, rows).transpose(0, 1)
@@ -149,7 +146,7 @@ def relative_logits(
             logits = nn.functional.pad(logits, (reach - known.shape[1], 0), mode="replicate")
         logits = logits[:, :, None]
     else:
-        products = by_head @ band(relative_embeddings, reach, padding=query_length).transpose(1, 2)  # [H, B·Q, K + Q]
+        products = by_head @ band(relative_embeddings, reach).transpose(1, 2)  # [H, B·Q, K + 1]
         logits = skew(products.view(heads * batch, query_length, -1)).unflatten(0, (heads, batch))
     if reach < key_length:
         # A static cache goes on after the last query's own key; the mask hides what is there.
@@ -162,134 +159,182 @@ def relative_logits(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class BlockedRelativeAttention(torch.autograd.Function):
-    """Relative attention and its gradients over blocks of queries; heads lead in every shape here.
+# A model from the Hub brings a copy of this file, and an operator registered again would take the first one's place.
+OPERATORS = __name__.replace(".", "_")
 
-    With heads first, the product of all of a head's queries with its band, and the gradient of that band, are one
-    matrix product per head rather than one per head and batch row. The backward pass computes the block's
-    probabilities once more instead of keeping them: memory is O(Q + block · K) in place of O(Q · K).
+
+@torch.library.custom_op(f"{OPERATORS}::attend", mutates_args=())
+def _blocked_forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    table: torch.Tensor,
+    hidden_keys: torch.Tensor | None,
+    window: int | None,
+    dropout: float,
+    seed: torch.Tensor | None,
+) -> torch.Tensor:
+    """The output of all blocks; an operator of its own, so that compiled code calls it whole.
+
+    Args:
+        query: [H, B, Q, D], scaled. Heads lead in every shape here: the product of all of a head's queries with its
+            band, and the gradient of that band, are then one matrix product per head and not one per batch row too.
+        key, value: [H, B, K, D].
+        table: [H, K + 1, D], the band of all keys.
+        hidden_keys: [B, K], true at padding.
+        window, dropout: as for `blocked_relative_attention`.
+        seed: of the dropout, a number that the backward pass is given again.
+
+    Returns:
+        [H, B, Q, D].
     """
+    output = torch.empty_like(query)
+    for block in _blocks(query, key, value, table, hidden_keys, window, dropout, seed):
+        _, kept = block.probabilities()
+        output[block.heads, :, block.queries] = block.unflatten(kept @ block.value)
+    return output
 
-    @staticmethod
-    def forward(ctx, query, key, value, relative_embeddings, hidden_keys, window, dropout):
-        """Arguments as for `blocked_relative_attention`, heads first and scaled; `hidden_keys` is true at padding."""
-        table = band(relative_embeddings, key.shape[2], padding=query.shape[2])
-        ctx.save_for_backward(query, key, value, table, hidden_keys)
-        ctx.table_length = relative_embeddings.shape[1]
-        # One draw from the global generator seeds the dropout of every block, again in the backward pass.
-        ctx.settings = (window, dropout, int(torch.randint(2**62, ())) if dropout else 0)
 
-        output = torch.empty_like(query)
-        for block in _blocks(query, key, value, table, hidden_keys, *ctx.settings):
-            _, kept = block.probabilities()
-            output[:, :, block.queries] = (kept @ block.value).unflatten(0, query.shape[:2])
-        return output
+@torch.library.custom_op(f"{OPERATORS}::differentiate", mutates_args=())
+def _blocked_backward(
+    grad_output: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    table: torch.Tensor,
+    hidden_keys: torch.Tensor | None,
+    window: int | None,
+    dropout: float,
+    seed: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key, value and table.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        """Gradients of query, key, value and relative embeddings."""
-        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes what is read twice
-        query, key, value, table, _ = saved
-        heads, batch, _, dim = query.shape
-        grad_query = torch.empty_like(query)
-        # Many blocks add up in these: half precision would lose the small late contributions.
-        wide = torch.promote_types(query.dtype, torch.float32)
-        grad_key, grad_value, grad_table = (torch.zeros_like(tensor, dtype=wide) for tensor in (key, value, table))
+    A block's probabilities are computed once more instead of kept: memory is O(Q + block) in place of O(Q · K).
+    """
+    grad_query = torch.empty_like(query)
+    # Many blocks add up in these: half precision would lose the small late contributions.
+    wide = torch.promote_types(query.dtype, torch.float32)
+    grad_key, grad_value, grad_table = (torch.zeros_like(tensor, dtype=wide) for tensor in (key, value, table))
 
-        for block in _blocks(*saved, *ctx.settings):
-            probabilities, kept = block.probabilities()
-            grad_block = grad_output[:, :, block.queries].reshape(heads * batch, -1, dim)  # [H·B, c, D]
-            grad_value[:, :, block.keys] += (kept.transpose(1, 2) @ grad_block).unflatten(0, (heads, batch))
-            grad_kept = grad_block @ block.value.transpose(1, 2)  # [H·B, c, n]
-            if block.dropout:
-                grad_kept.mul_(block.dropout_mask(grad_kept))
-            grad_scores = torch._softmax_backward_data(grad_kept, probabilities, -1, probabilities.dtype)
-            grad_key[:, :, block.keys] += (grad_scores.transpose(1, 2) @ block.query).unflatten(0, (heads, batch))
+    for block in _blocks(query, key, value, table, hidden_keys, window, dropout, seed):
+        probabilities, kept = block.probabilities()
+        grad_block = grad_output[block.heads, :, block.queries].reshape(block.query.shape)  # [N, c, D]
+        grad_value[block.heads, :, block.keys] += block.unflatten(kept.transpose(1, 2) @ grad_block)
+        grad_kept = grad_block @ block.value.transpose(1, 2)  # [N, c, n]
+        if dropout:
+            grad_kept.mul_(block.keep)
+        grad_scores = torch._softmax_backward_data(grad_kept, probabilities, -1, probabilities.dtype)
+        grad_key[block.heads, :, block.keys] += block.unflatten(grad_scores.transpose(1, 2) @ block.query)
 
-            # The same view that read the relative logits writes their gradient, between corners that stay zero.
-            grad_products = torch.zeros_like(block.products)  # [H, B·c, n + c]
-            block.skewed(grad_products).copy_(grad_scores)
-            grad_rows = (grad_products @ block.table).view(block.query.shape)
-            grad_query[:, :, block.queries] = torch.baddbmm(grad_rows, grad_scores, block.key).unflatten(
-                0, (heads, batch)
-            )
-            grad_table[:, block.rows] += grad_products.transpose(1, 2) @ block.query.view(heads, -1, dim)
+        # The view that read the relative logits writes their gradient, and so zeros for keys in the future where the
+        # products of the next query lie that were too far for it. Before the first and after the last are none.
+        grad_products = block.products
+        grad_products.view(len(block.query), -1)[:, : block.query.shape[1] - 1] = 0
+        grad_products.view(len(block.query), -1)[:, -1] = 0
+        block.skewed(grad_products).copy_(grad_scores)
+        grad_rows = (grad_products @ block.table).view(block.query.shape)
+        grad_query[block.heads, :, block.queries] = block.unflatten(torch.baddbmm(grad_rows, grad_scores, block.key))
+        grad_table[block.heads, block.rows] += grad_products.transpose(1, 2) @ block.query_by_head
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_table.to(table.dtype)
 
-        reach = key.shape[2]
-        known = min(reach, ctx.table_length)
-        grad_embeddings = grad_table.new_zeros(heads, ctx.table_length, dim)
-        grad_embeddings[:, ctx.table_length - known :] = grad_table[:, reach - known : reach]
-        grad_embeddings[:, 0] += grad_table[:, : reach - known].sum(1)
-        return (
-            grad_query,
-            grad_key.to(key.dtype),
-            grad_value.to(value.dtype),
-            grad_embeddings.to(table.dtype),
-            *[None] * 3,
-        )
+
+@_blocked_forward.register_fake
+def _(query, *args):
+    return torch.empty_like(query)
+
+
+@_blocked_backward.register_fake
+def _(grad_output, query, key, value, table, *args):
+    return tuple(torch.empty_like(tensor) for tensor in (query, key, value, table))
+
+
+def _save(ctx, inputs, output):
+    *tensors, window, dropout, seed = inputs
+    ctx.save_for_backward(*tensors, seed)
+    ctx.settings = (window, dropout)
+
+
+def _differentiate(ctx, grad_output):
+    *tensors, seed = ctx.saved_tensors
+    return *_blocked_backward(grad_output, *tensors, *ctx.settings, seed), None, None, None, None
+
+
+_blocked_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 class _Block:
-    """One block of queries, the keys in its reach and the band of embeddings between them; c queries, n keys."""
+    """A block of queries of some heads, the keys in its reach and the band of embeddings between them.
 
-    def __init__(self, start, stop, query, key, value, table, hidden_keys, window, dropout, seed):
-        heads, batch, query_length, dim = query.shape
+    Letters: G heads, N = G·B sequences, c queries, n keys.
+    """
+
+    def __init__(self, heads, start, stop, query, key, value, table, hidden_keys, window, dropout, generator):
+        _, _, query_length, dim = query.shape
         reach = key.shape[2]
         last_key = reach - query_length + stop
         first_key = 0 if window is None else max(last_key - (stop - start) - window + 1, 0)
         length = last_key - first_key
 
-        self.queries, self.keys = slice(start, stop), slice(first_key, last_key)
-        self.rows = slice(reach - length, reach + stop - start)
-        self.query = query[:, :, self.queries].contiguous().view(heads * batch, -1, dim)  # [H·B, c, D]
-        self.key = key[:, :, self.keys].reshape(heads * batch, length, dim)  # [H·B, n, D]
-        self.value = value[:, :, self.keys].reshape(heads * batch, length, dim)  # [H·B, n, D]
-        self.table = table[:, self.rows]  # [H, n + c, D]
+        self.heads, self.queries, self.keys = heads, slice(start, stop), slice(first_key, last_key)
+        self.rows = slice(reach - length, reach + 1)
+        self.query = query[heads, :, self.queries].contiguous().view(-1, stop - start, dim)  # [N, c, D]
+        self.key = key[heads, :, self.keys].reshape(-1, length, dim)  # [N, n, D]
+        self.value = value[heads, :, self.keys].reshape(-1, length, dim)  # [N, n, D]
+        self.table = table[heads, self.rows]  # [G, n + 1, D]
+        self.query_by_head = self.query.view(len(self.table), -1, dim)  # [G, B·c, D]
         self.hidden_keys = None if hidden_keys is None else hidden_keys[:, None, self.keys]  # [B, 1, n]
-        self.window, self.dropout, self.seed = window, dropout, seed + start
+        self.window, self.dropout, self.generator = window, dropout, generator
+
+    def unflatten(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[N, ...] to [G, B, ...]."""
+        return tensor.unflatten(0, (len(self.table), -1))
 
     def skewed(self, products: torch.Tensor) -> torch.Tensor:
-        """The view [H·B, c, n] of products [H, B·c, n + c] in which column k belongs to key k."""
+        """The view [N, c, n] of products [G, B·c, n + 1] in which column k belongs to key k."""
         return skew(products.view(*self.query.shape[:2], -1))
 
     def probabilities(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention weights [H·B, c, n], before and after dropout."""
-        block_length, dim = self.query.shape[1:]
-        heads, length = self.table.shape[0], self.key.shape[1]
-        self.products = self.query.view(heads, -1, dim) @ self.table.transpose(1, 2)  # [H, B·c, n + c]
-        scores = torch.baddbmm(self.skewed(self.products), self.query, self.key.transpose(1, 2))  # [H·B, c, n]
+        """Attention weights [N, c, n], before and after dropout."""
+        block_length, length = self.query.shape[1], self.key.shape[1]
+        self.products = self.query_by_head @ self.table.transpose(1, 2)  # [G, B·c, n + 1]
+        scores = torch.baddbmm(self.skewed(self.products), self.query, self.key.transpose(1, 2))  # [N, c, n]
 
-        corner = torch.ones(block_length, block_length, dtype=torch.bool, device=scores.device)
-        scores[:, :, length - block_length :].masked_fill_(corner.triu(1), -torch.inf)
+        hidden = scores.new_full((block_length, block_length), -torch.inf)
+        scores[:, :, length - block_length :] += hidden.triu(1)
         if self.window is not None:
             # Row r reaches back `window` keys; the block's first key is the farthest of its first row.
             spare = block_length + self.window - 1 - length
-            scores[:, :, :block_length].masked_fill_(corner.tril(-1 - spare), -torch.inf)
+            scores[:, :, :block_length] += hidden.tril(-1 - spare)
         if self.hidden_keys is not None:
             # The lowest number rather than infinity: a row of padding, with no key to see, stays finite.
-            lowest = torch.finfo(scores.dtype).min
-            scores.unflatten(0, (heads, -1)).masked_fill_(self.hidden_keys, lowest)
+            self.unflatten(scores).masked_fill_(self.hidden_keys, torch.finfo(scores.dtype).min)
 
         probabilities = scores.softmax(-1)
-        return probabilities, probabilities * self.dropout_mask(probabilities) if self.dropout else probabilities
-
-    def dropout_mask(self, like: torch.Tensor) -> torch.Tensor:
-        """Zeros, and `1 / (1 - dropout)` where a weight is kept: the same in every call."""
-        generator = torch.Generator(like.device).manual_seed(self.seed)
-        keep = torch.empty_like(like).bernoulli_(1 - self.dropout, generator=generator)
-        return keep.div_(1 - self.dropout)
+        if not self.dropout:
+            return probabilities, probabilities
+        # Zeros, and `1 / (1 - dropout)` where a weight is kept.
+        self.keep = torch.empty_like(probabilities).bernoulli_(1 - self.dropout, generator=self.generator)
+        self.keep.div_(1 - self.dropout)
+        return probabilities, probabilities * self.keep
 
 
 def _blocks(query, key, value, table, hidden_keys, window, dropout, seed):
-    """The blocks of queries of one call, in order."""
+    """The blocks of one call, in order: what each draws from the generator is the same whenever they are run."""
     heads, batch, query_length, _ = query.shape
     reach = key.shape[2] if window is None else min(key.shape[2], window)
-    rows = max(BLOCK_BYTES // (heads * batch * reach * query.element_size()), 1)
-    length = min(max(1 << (rows.bit_length() - 1), 32), 256)
-    for start in range(0, query_length, length):
-        stop = min(start + length, query_length)
-        yield _Block(start, stop, query, key, value, table, hidden_keys, window, dropout, seed)
+    row_bytes = batch * reach * query.element_size()  # of the scores of one head and query
+    length = 1 << (BLOCK_BYTES // row_bytes).bit_length() >> 1
+    length = min(max(length, 32), 128)
+    group = min(max(BLOCK_BYTES // (row_bytes * length), 1), heads)
+    generator = torch.Generator(query.device).manual_seed(seed.item()) if dropout else None
+    for first_head in range(0, heads, group):
+        for start in range(0, query_length, length):
+            yield _Block(
+                slice(first_head, first_head + group),
+                start,
+                min(start + length, query_length),
+                *(query, key, value, table, hidden_keys, window, dropout, generator),
+            )
 
 
 def blocked_relative_attention(
@@ -322,12 +367,13 @@ def blocked_relative_attention(
     heads_first = [tensor.transpose(0, 1).contiguous() for tensor in (query * scaling, key, value)]  # [H, B, ·, D]
     # Autocast would widen the softmax of every block to single precision and narrow it again for the next product.
     with torch.autocast(query.device.type, enabled=False):
-        output = BlockedRelativeAttention.apply(
+        output = _blocked_forward(
             *heads_first,
-            relative_embeddings.to(query.dtype),
+            band(relative_embeddings.to(query.dtype), key.shape[2]),
             None if key_mask is None else ~key_mask,
             window,
             dropout,
+            torch.randint(2**62, ()) if dropout else None,
         )
     return output.transpose(0, 1)
 
@@ -388,7 +434,7 @@ def blocked_mask(*args, **kwargs) -> torch.Tensor | None:
     if key_mask is None:
         return None
     key_mask = key_mask[:, key_offset:]
-    return None if key_mask.all() else key_mask
+    return None if not torch.compiler.is_compiling() and key_mask.all() else key_mask
 
 
 BLOCKED = "blocked_relative"

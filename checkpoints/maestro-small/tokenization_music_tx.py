@@ -1,19 +1,43 @@
 """The paper's encoding as a MidiTok tokenization, and the face that AutoTokenizer knows.
 
 `Performance` gives the events of `performance.py` their tokens and ids. `MusicTxTokenizer` reads files, pads,
-truncates, makes tensors, saves and loads as every tokenizer of Transformers does, and leaves the music to it.
+truncates, makes tensors, saves and loads as every tokenizer of Transformers does, and leaves the music to it, or to
+another of MidiTok's tokenizations, with a trained vocabulary or without.
+
+What a saved folder holds is read by every later version: the description in `miditok.json` is loaded by the name of
+its tokenization, and written again as it was read, byte for byte.
 """
 
+import copy
+import json
 import os
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from miditok import Event, MusicTokenizer, TokenizerConfig, TokSequence
-from symusic import Score
+from miditok import (
+    BEAT,
+    MMM,
+    REMI,
+    TSD,
+    Event,
+    MIDILike,
+    MusicTokenizer,
+    PerTok,
+    Structured,
+    TokenizerConfig,
+    TokSequence,
+)
+from miditok.utils import merge_tracks
+from symusic import Note, Score
 from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers.utils.versions import require_version
 
+from .chorales import Chorales
 from .performance import (
     MAX_SHIFT_STEPS,
+    MAX_STEPS,
     NOTE_OFF,
     NOTE_ON,
     NUM_PITCHES,
@@ -28,6 +52,9 @@ from .performance import (
     read_notes,
     write_score,
 )
+
+# Other versions fail later and say less.
+require_version("transformers>=5.23,<6", 'Try: pip install "transformers>=5.23,<6"')
 
 # The kind of an id that stands for no event: padding, beginning, end.
 NO_EVENT = -1
@@ -157,6 +184,144 @@ class Performance(MusicTokenizer):
         ids = ids[self.is_event(ids)]
         return Events(self._kinds[ids], self._values[ids])
 
+    def augment(self, ids: np.ndarray, semitones: int, stretch: float) -> np.ndarray:
+        """Transpose any slice of a piece and stretch its time; see `MusicTxTokenizer.augment`.
+
+        Args:
+            ids: Ids of events, `[L]`.
+            semitones: Added to every pitch.
+            stretch: Factor on every time.
+
+        Returns:
+            The ids of the new slice.
+        """
+        return self.events_to_ids(augment_events(self.ids_to_events(ids), semitones, stretch))
+
+
+# The encodings of this house know the seconds of their tokens (`token_seconds`), how to transpose them (`augment`) and
+# what music they can write. MidiTok's own do not.
+OURS = (Performance, Chorales)
+
+# What a description may name: encodings of one stream of tokens and one vocabulary.
+ENCODINGS = {kind.__name__: kind for kind in (*OURS, BEAT, MIDILike, MMM, PerTok, REMI, Structured, TSD)}
+
+# Stands before the first token of a bar or beat in a vocabulary that was trained on such words.
+WORD = "▁"
+
+# To WordPiece, a word that is too long is an unknown one, and gone.
+NO_WORDS = 'A WordPiece vocabulary needs words that are bars or beats: encode_ids_split "bar" or "beat"; or train BPE.'
+
+# How the tokens begin that a note begins with.
+SOUNDING = ("NoteOn_", "Pitch", "DrumOn_")
+
+# The types of MidiTok's tokens that name a key, and those that mean the same in every key. Others (chords by their
+# root, key signatures, BEAT's pitches, some of which are intervals) are not transposed.
+PITCHED = {"NoteOff", "NoteOn", "Pitch"}
+UNPITCHED = {
+    *("Bar", "Position", "TimeShift", "Rest", "Tempo", "TimeSig", "Duration", "MicroTiming", "Velocity", "Program"),
+    *("Track", "Pedal", "PedalOff", "PitchBend", "PitchDrum", "DrumOn", "DrumOff"),
+    *("PitchIntervalTime", "PitchIntervalChord"),
+}
+
+
+class Spelling:
+    """What the ids of a MidiTok tokenizer stand for: one token each, or several where its vocabulary was trained.
+
+    Args:
+        miditok: The tokenizer.
+
+    Raises:
+        ValueError: The vocabulary was trained in a way that loses music.
+    """
+
+    def __init__(self, miditok: MusicTokenizer):
+        self.miditok = miditok
+        vocabulary = miditok.vocab_model if miditok.is_trained else miditok.vocab
+        written = sorted(vocabulary, key=vocabulary.get)
+        if not miditok.is_trained:
+            parts = [[token] for token in written]
+        elif type(miditok._model.model).__name__ == "WordPiece" and miditok.config.encode_ids_split == "no":
+            raise ValueError(NO_WORDS)
+        else:
+            parts = []
+            for id_ in range(len(written)):
+                spelled = TokSequence(ids=[id_], are_ids_encoded=True)
+                miditok.decode_token_ids(spelled)
+                parts.append(spelled.tokens)
+        self.begins_word = np.array([miditok.is_trained and text.startswith(WORD) for text in written])
+        # As text a learned token is the ones it stands for: Position_4+Pitch_60.
+        self.tokens = [
+            WORD * bool(begins) + "+".join(part) for part, begins in zip(parts, self.begins_word, strict=True)
+        ]
+        self.lengths = np.array([len(part) for part in parts])
+        self._parts = np.array([miditok.vocab[token] for part in parts for token in part], dtype=np.int64)
+        self._starts = np.cumsum(self.lengths) - self.lengths
+        # A track's beginning and end are special to MMM, but part of the music.
+        silent = {token for token in miditok.special_tokens if not token.startswith("Track_")}
+        self._is_music = np.array([not silent.intersection(part) for part in parts])
+
+    def is_music(self, ids: np.ndarray) -> np.ndarray:
+        """Tell which ids stand for music, not for padding, a piece's beginning or end, or nothing at all.
+
+        Args:
+            ids: Any integers, `[L]`.
+
+        Returns:
+            Bool, `[L]`.
+        """
+        is_known = (ids >= 0) & (ids < len(self.tokens))
+        return is_known & self._is_music[np.where(is_known, ids, 0).astype(np.int64)]
+
+    def spell(self, ids: np.ndarray) -> np.ndarray:
+        """Write out learned ids as the ids of single tokens.
+
+        Args:
+            ids: Ids of this vocabulary, `[L]`.
+
+        Returns:
+            Ids of the vocabulary before it was trained.
+        """
+        lengths = self.lengths[ids]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return self._parts[np.repeat(self._starts[ids], lengths) + within]
+
+    def word_starts(self, ids: np.ndarray) -> np.ndarray:
+        """Find where bars or beats begin among the single tokens that `spell` writes, as far as the ids say."""
+        ends = np.cumsum(self.lengths[ids])
+        return (ends - self.lengths[ids])[self.begins_word[ids]]
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Sum up, for each id, a value of the single tokens it stands for.
+
+        Args:
+            values: A number for each single token.
+
+        Returns:
+            A number for each id, `[V]`.
+        """
+        owner = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return np.bincount(owner, values[self._parts], minlength=len(self.lengths))
+
+    def respell(self, single: np.ndarray, word_starts: Iterable[int]) -> np.ndarray:
+        """Write single tokens in the vocabulary, as it would write them itself: `spell` backwards.
+
+        Args:
+            single: Ids of single tokens, `[L]`.
+            word_starts: Where a bar or beat begins among them; before the first, one goes on.
+
+        Returns:
+            Ids of this vocabulary.
+        """
+        if not self.miditok.is_trained:
+            return single
+        ids = []
+        for index, word in enumerate(np.split(single, word_starts)):
+            sequence = TokSequence(ids=word.tolist())
+            self.miditok.complete_sequence(sequence, complete_bytes=True)
+            # The model by itself, for the road that leads through MidiTok puts a beginning before every word.
+            ids += [token.id for token in self.miditok._model.model.tokenize(WORD * (index > 0) + sequence.bytes)]
+        return np.array(ids, dtype=np.int64)
+
 
 class MusicTxTokenizer(PreTrainedTokenizer):
     """Music in, ids out, and back.
@@ -166,12 +331,18 @@ class MusicTxTokenizer(PreTrainedTokenizer):
     for the piano and drums are left out; the sustain pedal is folded into the notes; any tempo map is honoured, for
     time is seconds. `to_score` turns any ids back into a score. Batches are padded on the left, as `generate` wants.
 
+    That is the paper's encoding. `from_miditok` puts the same face on a tokenizer of MidiTok's own, which then decides
+    about pedals, tempos and drums by its configuration; tracks are merged only where it would make a stream of each.
+
     Args:
         miditok_file: Path of MidiTok's description of the encoding, as saved; None for the paper's.
         bos_token: Token before each piece.
         eos_token: Token after each piece of a corpus. The tokenizer does not add it, so that music can be continued.
         pad_token: Token that fills up a batch.
         **kwargs: What every tokenizer of Transformers takes.
+
+    Raises:
+        ValueError: The file describes no encoding that is known here.
     """
 
     # MidiTok's own choice, tokenizer.json, is the file of the fast tokenizers.
@@ -187,43 +358,123 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         pad_token: str = "PAD_None",
         **kwargs,
     ):
-        self.miditok = Performance(params=miditok_file)
-        if self.miditok.is_trained:
-            raise ValueError(f"{miditok_file} holds a trained vocabulary; only MidiTok itself can use it so far.")
+        if miditok_file is None:
+            self.miditok = Performance()
+            self._description = json.dumps(self.miditok.to_dict(), indent=4)
+        else:
+            self._description = Path(miditok_file).read_text(encoding="utf-8")
+            self.miditok = _encoding(json.loads(self._description).get("tokenization"))(params=miditok_file)
+        self._spelling = Spelling(self.miditok)
+        self._vocab = {token: id_ for id_, token in enumerate(self._spelling.tokens)}
         # Where a copy was loaded from is not saved with it, or the second save would differ from the first.
         for origin in ("is_local", "local_files_only"):
             kwargs.pop(origin, None)
         kwargs["special_tokens_pattern"] = "bos"
         super().__init__(bos_token=bos_token, eos_token=eos_token, pad_token=pad_token, **kwargs)
 
+    @classmethod
+    def from_miditok(cls, miditok: MusicTokenizer, **kwargs) -> "MusicTxTokenizer":
+        """Wrap a tokenizer of MidiTok's: REMI, TSD, MIDILike, Structured, PerTok, MMM or BEAT, trained or not.
+
+        Args:
+            miditok: The tokenizer; what is wrapped is a copy.
+            **kwargs: As for the class.
+
+        Returns:
+            The wrapped tokenizer.
+
+        Raises:
+            ValueError: It has more than one vocabulary, is of an unknown kind, or would not be saved whole.
+        """
+        kind = type(miditok).__name__
+        _encoding(kind)
+        # By way of the file: what works now is then what works after loading.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, cls.vocab_files_names["miditok_file"])
+            miditok.save(path)
+            wrapped = cls(path, **kwargs)
+        if wrapped.miditok != miditok:
+            raise ValueError(f"MidiTok does not save all of this {kind}'s tokens; add them to the wrapped tokenizer.")
+        return wrapped
+
+    def train_new_from_iterator(
+        self, music_iterator: Iterable, vocab_size: int, model: str = "BPE", **kwargs
+    ) -> "MusicTxTokenizer":
+        """Learn a vocabulary in which one id stands for several tokens that often follow each other.
+
+        Args:
+            music_iterator: Music as the tokenizer takes it: paths, bytes of MIDI files or scores.
+            vocab_size: Number of tokens to reach; fewer if the music has no more to teach.
+            model: "BPE", "Unigram" (not the same in every run) or "WordPiece" (only for encodings with bars).
+            **kwargs: What MidiTok passes on to the trainer of the model.
+
+        Returns:
+            A new tokenizer of the same encoding. Tokens added to this one are not in it.
+
+        Raises:
+            ValueError: This vocabulary is trained already, too large for `vocab_size`, or the music cannot be read.
+        """
+        if self.miditok.is_trained:
+            raise ValueError("This vocabulary is trained already; begin with one that is not.")
+        if model not in ("BPE", "Unigram", "WordPiece"):
+            raise ValueError(f"model is {model!r}; known are BPE, Unigram and WordPiece.")
+        if model == "WordPiece" and self.miditok.config.encode_ids_split == "no":
+            raise ValueError(NO_WORDS)
+        if vocab_size <= self.vocab_size:
+            raise ValueError(
+                f"vocab_size ({vocab_size}) must be more than the {self.vocab_size} tokens there are untrained."
+            )
+        encoding = copy.deepcopy(self.miditok)
+        with tempfile.TemporaryDirectory() as folder:
+            paths = []
+            for index, music in enumerate(music_iterator):
+                paths.append(Path(folder, f"{index}.mid"))
+                self._read(music).dump_midi(paths[-1])
+            encoding.train(vocab_size, model=model, files_paths=paths, **kwargs)
+        special = {name: getattr(self, name) for name in ("bos_token", "eos_token", "pad_token")}
+        return self.from_miditok(encoding, padding_side=self.padding_side, **special)
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens, the added ones not counted."""
-        return len(self.miditok)
+        return len(self._vocab)
+
+    @property
+    def has_events(self) -> bool:
+        """Whether each id is one event of the paper's encoding, which is what a `MusicGrammar` knows."""
+        return isinstance(self.miditok, Performance) and not self.miditok.is_trained
 
     @property
     def token_seconds(self) -> np.ndarray:
-        """Seconds by which each id moves time on, `[V]`: 0.01 to 1 for a TimeShift, 0 for all others."""
-        return np.append(self.miditok.token_seconds, np.zeros(len(self) - self.vocab_size))
+        """Seconds by which each id moves time on, `[V]`: in the paper's encoding 0.01 to 1 for a TimeShift.
+
+        Encodings that count beats have their seconds at 120 quarters per minute, whatever tempo their tokens may name,
+        and those that count bars move on by a whole bar of four quarters: enough to know about how long the music is.
+        `to_score` knows it exactly.
+
+        Raises:
+            ValueError: The encoding writes one track after the other.
+        """
+        seconds = self.miditok.token_seconds if isinstance(self.miditok, OURS) else _beats(self.miditok) / 2
+        return np.append(self._spelling.total(seconds), np.zeros(len(self) - self.vocab_size))
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token, the added ones included."""
-        return self.miditok.vocab | self._added_tokens_encoder
+        return self._vocab | self._added_tokens_encoder
 
     def _tokenize(self, text: str) -> list[str]:
         return text.split()
 
     def _convert_token_to_id(self, token: str) -> int:
-        if token not in self.miditok.vocab:
-            raise ValueError(
-                f"{token!r} is no token of this vocabulary; its tokens look like NoteOn_60, TimeShift_25."
-            )
-        return self.miditok.vocab[token]
+        if token not in self._vocab:
+            example = self._spelling.tokens[self.vocab_size // 2]
+            raise ValueError(f"{token!r} is no token of this vocabulary; its tokens look like {example}.")
+        return self._vocab[token]
 
     def _convert_id_to_token(self, index: int) -> str:
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"{index} is no id of this vocabulary; its ids are 0 to {len(self) - 1}.")
-        return self.miditok[index]
+        return self._spelling.tokens[index]
 
     def _encode_plus(self, text, text_pair=None, **kwargs) -> BatchEncoding:
         # Ours is to turn music into ids; padding, truncation and tensors are the library's.
@@ -238,25 +489,39 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         if isinstance(music, (list, tuple)):
             if not music:
                 raise ValueError("An empty list holds no music; BOS alone is [tokenizer.bos_token_id].")
-            if isinstance(music[0], (int, np.integer)):
+            if all(isinstance(id_, (int, np.integer)) for id_ in music):
                 return np.asarray(music).tolist()
             return [self._to_ids(piece) for piece in music]
+        score, kind = self._read(music), type(self.miditok).__name__
+        try:
+            sequences = self.miditok.encode(score)
+        except ValueError as error:
+            raise ValueError(f"{_name(music)}: {error}.") from None
+        sequences = sequences if isinstance(sequences, list) else [sequences]
+        ids = [id_ for sequence in sequences for id_ in sequence.ids]
+        if not any(token.startswith(SOUNDING) for sequence in sequences for token in sequence.tokens):
+            raise ValueError(f"{_name(music)}: no notes in it that {kind} can write.")
+        if self.miditok.is_trained and not self._spelling.is_music(np.array(ids)).all():
+            raise ValueError(f"{_name(music)}: it has what this trained vocabulary cannot write; train it on more.")
+        return ids
 
+    def _read(self, music) -> Score:
+        """Return the score that the encoding will be given."""
         if isinstance(music, (str, os.PathLike)):
-            name, music = os.fspath(music), Path(music).read_bytes()
+            midi = Path(music).read_bytes()
         elif isinstance(music, (bytes, bytearray)):
-            name, music = "the MIDI bytes", bytes(music)
+            midi = bytes(music)
         elif isinstance(music, Score):
-            name = "the score"
+            midi = None
         else:
             raise TypeError(f"{type(music).__name__} is no music; give a path, bytes, a symusic.Score, ids or a list.")
         try:
-            score = Score.from_midi(music) if isinstance(music, bytes) else music.to("tick")
-            return self.miditok.encode(score).ids
+            score = music.to("tick") if midi is None else Score.from_midi(midi)
+            return score if isinstance(self.miditok, OURS) else _sound(score, self.miditok.one_token_stream)
         except RuntimeError as error:  # what symusic raises for broken files
-            raise ValueError(f"{name}: not a MIDI file, or a broken one ({error}).") from None
+            raise ValueError(f"{_name(music)}: not a MIDI file, or a broken one ({error}).") from None
         except ValueError as error:
-            raise ValueError(f"{name}: {error}.") from None
+            raise ValueError(f"{_name(music)}: {error}.") from None
 
     def to_score(self, ids) -> Score:
         """Turn ids into a score, whatever they are.
@@ -269,7 +534,8 @@ class MusicTxTokenizer(PreTrainedTokenizer):
             ids: List, array or tensor of ids, `[L]`.
 
         Returns:
-            A score of one piano track at 120 quarters per minute and 1000 ticks per second.
+            A score of one piano track at 120 quarters per minute and 1000 ticks per second; of other encodings than
+            the paper's, the score that MidiTok writes.
 
         Raises:
             ValueError: `ids` is more than one sequence.
@@ -277,9 +543,11 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         ids = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
         if ids.ndim != 1:
             raise ValueError(f"ids have the shape {ids.shape}; to_score takes one sequence at a time.")
-        # Integers of any size can be given, but not kept.
-        ids = np.clip(ids, -1, self.vocab_size).astype(np.int64)
-        return self.miditok.decode(TokSequence(ids=ids))
+        ids = ids[self._spelling.is_music(ids)].astype(np.int64)
+        sequence = TokSequence(ids=self._spelling.spell(ids).tolist())
+        score = self.miditok.decode(sequence if self.miditok.one_token_stream else [sequence])
+        # Out of order, BEAT's tokens tell of notes before the beginning.
+        return score if score.start() >= 0 else score.clip(0, score.end())
 
     def augment(self, ids, semitones: int = 0, stretch: float = 1.0) -> np.ndarray:
         """Transpose a piece, or any slice of one, and stretch its time.
@@ -289,26 +557,33 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         Args:
             ids: List, array or tensor of ids, `[L]`.
             semitones: Added to every pitch.
-            stretch: Factor on every time; 1.05 makes the music 5 percent longer.
+            stretch: Factor on every time; 1.05 makes the music 5 percent longer. Encodings that count beats leave it
+                aside, for beats have no tempo.
 
         Returns:
-            The new ids in canonical order; another tempo may need more or fewer of them.
+            The new ids in canonical order; another tempo, or in a trained vocabulary another pitch, may need more or
+            fewer of them.
 
         Raises:
-            ValueError: A pitch would leave 0..127, the stretch is not positive, or there is more than one piece.
+            ValueError: A pitch would leave the keyboard, the stretch is not positive, the encoding holds more than
+                pitches that a key would change, or there is more than one piece.
         """
         ids = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
-        inside = np.flatnonzero(self.miditok.is_event(ids))
+        inside = np.flatnonzero(self._spelling.is_music(ids))
         if len(inside) == 0:
             return ids
         head, music, tail = np.split(ids, [inside[0], inside[-1] + 1])
         if len(music) != len(inside):
             raise ValueError("ids hold more than one piece; augment them one by one.")
-        events = augment_events(self.miditok.ids_to_events(music), semitones, stretch)
-        return np.concatenate([head, self.miditok.events_to_ids(events), tail]).astype(ids.dtype)
+        single, word_starts = self._spelling.spell(music), self._spelling.word_starts(music)
+        if isinstance(self.miditok, OURS):
+            single = self.miditok.augment(single, semitones, stretch)
+        else:
+            single = _transposed(self.miditok, single, semitones)
+        return np.concatenate([head, self._spelling.respell(single, word_starts), tail]).astype(ids.dtype)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        """Write MidiTok's description of the encoding.
+        """Write MidiTok's description of the encoding, as it was read.
 
         Args:
             save_directory: An existing folder.
@@ -319,5 +594,87 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         """
         name = self.vocab_files_names["miditok_file"]
         path = Path(save_directory, f"{filename_prefix}-{name}" if filename_prefix else name)
-        self.miditok.save(path)
+        path.write_text(self._description, encoding="utf-8", newline="")
         return (str(path),)
+
+
+def _encoding(name: str) -> type[MusicTokenizer]:
+    """Return the class of an encoding."""
+    if name not in ENCODINGS:
+        known = ", ".join(ENCODINGS)
+        raise ValueError(f"{name} is no encoding of one stream and one vocabulary that is known here: {known}.")
+    return ENCODINGS[name]
+
+
+def _name(music) -> str:
+    """Call music something in an error."""
+    if isinstance(music, (str, os.PathLike)):
+        return os.fspath(music)
+    return "the score" if isinstance(music, Score) else "the MIDI bytes"
+
+
+def _sound(score: Score, all_tracks: bool) -> Score:
+    """Make sure that MidiTok can take a score, and merge its melodic tracks for the piano if it should have one.
+
+    Args:
+        score: A score in ticks.
+        all_tracks: Whether it keeps a track for each instrument.
+
+    Returns:
+        A copy, the notes of each track in one order, which MidiTok keeps and which symusic's releases differ in.
+
+    Raises:
+        ValueError: The score has no such notes, or its numbers make no sense.
+    """
+    if score.ticks_per_quarter <= 0:
+        raise ValueError(f"{score.ticks_per_quarter} ticks per quarter; at least 1 is needed")
+    tracks = [track.copy() for track in score.tracks if track.notes and (all_tracks or not track.is_drum)]
+    if not tracks:
+        what = "only drums" if any(track.notes for track in score.tracks) else "no notes"
+        raise ValueError(f"{what} in it; a piano needs at least one melodic note")
+    hours = score.to("second").end() / 3600
+    if hours * 3600 * STEPS_PER_SECOND > MAX_STEPS:
+        raise ValueError(f"{hours:.0f} hours long; more than 24 mean that the file is broken")
+    if not all_tracks:
+        tracks = [merge_tracks(tracks)]
+    for track in tracks:
+        notes = track.notes.numpy()
+        order = np.lexsort([notes[name] for name in ("velocity", "duration", "pitch", "time")])
+        fields = (notes[name][order] for name in ("time", "duration", "pitch", "velocity"))
+        track.notes = Note.from_numpy(*fields, "tick")
+    score = score.copy()
+    score.tracks = tracks
+    return score
+
+
+def _beats(miditok: MusicTokenizer) -> np.ndarray:
+    """Count the quarters by which each single token of one of MidiTok's own encodings moves time on, `[V]`."""
+    if isinstance(miditok, MMM):
+        raise ValueError("MMM writes one track after the other; how long its music is, only to_score(ids) can tell.")
+    beats = np.zeros(len(miditok.vocab))
+    if "Bar_None" in miditok.vocab:
+        beats[miditok.vocab["Bar_None"]] = 4
+        return beats
+    for token, id_ in miditok.vocab.items():
+        kind, _, value = token.partition("_")
+        if kind in ("TimeShift", "Rest"):
+            whole, part, parts = map(int, value.split("."))
+            beats[id_] = whole + part / parts
+    return beats
+
+
+def _transposed(miditok: MusicTokenizer, ids: np.ndarray, semitones: int) -> np.ndarray:
+    """Transpose the single tokens of one of MidiTok's own encodings, each by itself."""
+    new_ids = ids.copy()
+    for id_ in np.unique(ids).tolist() if semitones else ():
+        kind, _, value = miditok[id_].partition("_")
+        if kind not in PITCHED | UNPITCHED:
+            raise ValueError(
+                f"semitones is {semitones}; {miditok[id_]} of {type(miditok).__name__} is not transposed."
+            )
+        if kind in PITCHED:
+            token = f"{kind}_{int(value) + semitones}"
+            if token not in miditok.vocab:
+                raise ValueError(f"semitones is {semitones}; {miditok[id_]} would leave the keys of the vocabulary.")
+            new_ids[ids == id_] = miditok.vocab[token]
+    return new_ids
