@@ -1,18 +1,22 @@
 """Publish a folder to the Hugging Face Hub: `python -m hub.publish folder user/name [--private] [--revision branch]`.
 
-The folder holds model, tokenizer, code and card, as `train.py` and `hub.card` leave it; what lies in folders beside
-them, checkpoints and logs, stays at home. It is checked before anything is sent, so that what arrives loads with
-`trust_remote_code=True` on a machine that has never seen this project. The access token is the one of `hf auth login`
-or `HF_TOKEN`; huggingface_hub finds it, and it is never read here.
+The folder holds model, tokenizer, code and card, as `train.py` and `hub.card` leave it; where it has no sample yet,
+`hub.sample` adds one. What lies in folders beside them, checkpoints and logs, stays at home. All is checked before
+anything is sent, so that what arrives loads with `trust_remote_code=True` on a machine that has never seen this
+project. The access token is the one of `hf auth login` or `HF_TOKEN`; huggingface_hub finds it, and it is never read
+here.
 """
 
 import argparse
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import disable_progress_bars, logging
 from yaml import YAMLError
 
 # Everything a reader needs and nothing that runs on being opened: weights are safetensors, never pickles.
@@ -23,6 +27,14 @@ AUTO_CLASSES = {
     "config.json": ("AutoConfig", "AutoModel", "AutoModelForCausalLM"),
     "tokenizer_config.json": ("AutoTokenizer",),
 }
+
+# What there is to hear and to see.
+SAMPLE, PICTURE = "sample.mid", "sample.png"
+
+# Answers that may be another one in a moment, and for how many seconds to wait before each new try where the Hub does
+# not say. huggingface_hub itself tries the transfers several times, but not the small requests around them.
+PASSING = (409, 429, 500, 502, 503, 504)
+WAITS = (2, 8)
 
 # What to do about an answer of the Hub. Its own words are left out: they may repeat what was sent.
 ADVICE = {
@@ -57,6 +69,8 @@ def check_folder(folder: Path) -> None:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}; save model and tokenizer there with save_pretrained.")
         _check_code(folder, name, classes)
+    if not (folder / "generation_config.json").is_file():
+        raise ValueError(f"{folder} has no generation_config.json; save the model there with save_pretrained.")
     if not (folder / "README.md").is_file():
         raise ValueError(f"{folder} has no README.md; write the card with python -m hub.card.")
     try:
@@ -65,6 +79,13 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder}/README.md does not begin with YAML; python -m hub.card writes it.") from error
     if not card.data.license:
         raise ValueError(f"{folder}/README.md names no license; python -m hub.card writes it.")
+
+
+def _has_sample(folder: Path) -> bool:
+    """Whether the folder's sample is there and not older than its model."""
+    samples = (folder / SAMPLE, folder / PICTURE)
+    saved = (folder / "config.json").stat().st_mtime
+    return all(path.is_file() and path.stat().st_mtime >= saved for path in samples)
 
 
 def _check_code(folder: Path, name: str, classes: tuple[str, ...]) -> None:
@@ -103,21 +124,40 @@ def publish(folder: Path, repository: str, private: bool = False, revision: str 
     check_folder(folder)
     if repository.count("/") != 1:
         raise ValueError(f"{repository} is not a repository of the Hub; write it as user/name.")
+    if not _has_sample(folder):
+        from hub.sample import add_sample  # here, for it loads torch
+
+        add_sample(folder)
     api = HfApi()
     try:
-        api.create_repo(repository, private=private or None, exist_ok=True)
+        _again(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
         if revision is not None:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            ignore_patterns="*/*",
-            revision=revision,
-            commit_message=f"Upload {folder.resolve().name}",
+            _again(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
+        commit = _again(
+            lambda: api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                ignore_patterns="*/*",
+                revision=revision,
+                commit_message=f"Upload {folder.resolve().name}",
+            )
         )
     except (HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
         raise ConnectionError(f"{repository} was not published: {_advice(error)}.") from error
     return commit.commit_url
+
+
+def _again(request: Callable):
+    """Make a request, and make it again where the Hub was only busy."""
+    for wait in WAITS:
+        try:
+            return request()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in PASSING:
+                raise
+            said = error.response.headers.get("Retry-After", "")
+            time.sleep(min(int(said), 60) if said.isdigit() else wait)
+    return request()
 
 
 def _advice(error: Exception) -> str:
@@ -149,6 +189,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", help="branch to upload to (default: the main branch)")
     options = parser.parse_args(arguments)
+    # What the library would say of each new try repeats addresses, and those of an upload open the storage.
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         print(publish(options.folder, options.repository, options.private, options.revision))
     except (ValueError, OSError) as error:

@@ -1,24 +1,19 @@
 """Publishing: what is refused before it is sent, what arrives, and what is said when the Hub says no."""
 
-import base64
-import hashlib
 import json
-import os
 import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback_hub import TOKEN, LoopbackHub, Repository
 from safetensors.numpy import save_file
 
 from hub.publish import check_folder
 
 ROOT = Path(__file__).parents[1]
-TOKEN = "hf_atokenthatmustneverbeseen"
 
 
 @pytest.fixture
@@ -34,111 +29,21 @@ def folder(tmp_path):
     for module in ("configuration_music_tx", "modeling_music_tx", "tokenization_music_tx"):
         (folder / f"{module}.py").write_text('"""Code."""\n')
     save_file({"embedding": np.zeros((391, 8), np.float32)}, folder / "model.safetensors")
+    (folder / "generation_config.json").write_text("{}")
     (folder / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n\n# Nocturne\n")
+    (folder / "sample.mid").write_bytes(b"MThd")
+    (folder / "sample.png").write_bytes(b"PNG")
     return folder
-
-
-class LoopbackHub(ThreadingHTTPServer):
-    """As much of the Hub as an upload touches, on this machine: `branches[branch][path]` is what it holds."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), LoopbackHandler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.branches = {"main": {}}
-        self.large_files = {}
-        self.created = None  # the body of the request that made the repository
-        self.answer = 200  # what every request is answered with
-
-
-class LoopbackHandler(BaseHTTPRequestHandler):
-    """The routes: create, branch, preupload, LFS batch and PUT, commit."""
-
-    def do_POST(self):
-        hub = self.server
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        path = self.path.split("?")[0]
-        if hub.answer != 200 or self.headers["Authorization"] != f"Bearer {TOKEN}":
-            # A server may well repeat what it was sent.
-            return self.reply(
-                {"error": f"no: {self.headers['Authorization']}"}, hub.answer if hub.answer != 200 else 401
-            )
-        if path == "/api/repos/create":
-            if hub.created is not None:
-                return self.reply({"error": "exists", "url": f"{hub.url}/someone/nocturne"}, 409)
-            hub.created = json.loads(body)
-            return self.reply({"url": f"{hub.url}/someone/nocturne"})
-        if path == "/api/validate-yaml":
-            return self.reply({"errors": [], "warnings": []})
-        if "/branch/" in path:
-            hub.branches.setdefault(path.split("/branch/")[1], dict(hub.branches["main"]))
-            return self.reply({})
-        if "/preupload/" in path:
-            held = hub.branches[path.split("/preupload/")[1]]
-            files = [
-                {
-                    "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                    "shouldIgnore": False,
-                    "oid": object_id(held[file["path"]]) if file["path"] in held else None,
-                }
-                for file in json.loads(body)["files"]
-            ]
-            return self.reply({"files": files})
-        if path.endswith("/info/lfs/objects/batch"):
-            objects = json.loads(body)["objects"]
-            for entry in objects:
-                if entry["oid"] not in hub.large_files:
-                    entry["actions"] = {"upload": {"href": f"{hub.url}/large/{entry['oid']}"}}
-            return self.reply({"transfer": "basic", "objects": objects})
-        held = hub.branches[path.split("/commit/")[1]]
-        for line in map(json.loads, body.splitlines()):
-            if line["key"] == "file":
-                held[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            elif line["key"] == "lfsFile":
-                held[line["value"]["path"]] = hub.large_files[line["value"]["oid"]]
-        return self.reply({"commitUrl": f"{hub.url}/someone/nocturne/commit/1", "commitOid": "1"})
-
-    def do_PUT(self):
-        self.server.large_files[self.path.split("/")[-1]] = self.rfile.read(int(self.headers["Content-Length"]))
-        self.reply({})
-
-    def reply(self, content, status=200):
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-def object_id(content: bytes) -> str:
-    """Git's name for a blob, by which the client sees that a file is there already."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @pytest.fixture
 def hub():
-    server = LoopbackHub()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with LoopbackHub() as hub:
+        yield hub
 
 
-def run_publish(url, home, *arguments, **environment):
-    """Run the command as a user does; huggingface_hub reads its environment once, on import."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HF_ENDPOINT": url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": TOKEN,
-        "NO_PROXY": "127.0.0.1",
-        **environment,
-    }
+def run_publish(environment, *arguments):
+    """Run the command as a user does."""
     command = [sys.executable, "-m", "hub.publish", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
@@ -148,60 +53,143 @@ def held_by(folder):
 
 
 def test_every_byte_of_the_folder_arrives(hub, folder, tmp_path):
-    run = run_publish(hub.url, tmp_path, folder, "someone/nocturne", "--private")
+    run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne", "--private")
     assert run.returncode == 0, run.stderr
-    assert run.stdout == f"{hub.url}/someone/nocturne/commit/1\n"
-    assert hub.branches == {"main": held_by(folder)}
-    assert hub.created["name"] == "nocturne"
-    assert "private" in hub.created.values()
-    assert TOKEN not in run.stdout + run.stderr
+    repository = hub.repositories["someone/nocturne"]
+    assert run.stdout == f"{hub.url}/someone/nocturne/commit/{repository.sha('main')}\n"
+    assert run.stderr == ""
+    assert repository.files() == held_by(folder)
+    assert repository.private
 
 
-def test_checkpoints_and_logs_stay_at_home(hub, folder, tmp_path):
+def test_what_lies_in_folders_beside_stays_at_home(hub, folder, tmp_path):
     arriving = held_by(folder)
     for name in ("checkpoint-100/optimizer.bin", "checkpoint-100/model.safetensors", "logs/events.out"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"large")
-    run = run_publish(hub.url, tmp_path, folder, "someone/nocturne")
+    run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
     assert run.returncode == 0, run.stderr
-    assert hub.branches == {"main": arriving}
+    assert hub.repositories["someone/nocturne"].files() == arriving
 
 
 def test_a_branch_is_made_and_the_main_one_left_alone(hub, folder, tmp_path):
-    hub.created = {}
-    run = run_publish(hub.url, tmp_path, folder, "someone/nocturne", "--revision", "nightly")
+    hub.repositories["someone/nocturne"] = Repository(private=False)
+    run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne", "--revision", "nightly")
     assert run.returncode == 0, run.stderr
-    assert hub.branches == {"main": {}, "nightly": held_by(folder)}
+    assert hub.repositories["someone/nocturne"].files() == {}
+    assert hub.repositories["someone/nocturne"].files("nightly") == held_by(folder)
 
 
-@pytest.mark.parametrize(("status", "word"), [(401, "hf auth login"), (403, "write permission"), (404, "not found")])
+def test_publishing_again_sends_no_file_and_makes_no_commit(hub, folder, tmp_path):
+    first = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
+    assert (hub.count("PUT /storage"), hub.count("/commit/main")) == (2, 1)
+    second = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
+    assert second.stdout == first.stdout
+    assert (hub.count("PUT /storage"), hub.count("/commit/main")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "word"),
+    [(401, "hf auth login"), (403, "write permission"), (404, "not found"), (500, "try again later")],
+)
 def test_a_refusal_ends_in_one_line_that_says_what_to_do_and_hides_the_token(hub, folder, tmp_path, status, word):
-    hub.answer = status
-    run = run_publish(hub.url, tmp_path, folder, "someone/nocturne")
+    hub.trouble.append(["", status, 100])
+    run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert word in run.stderr
     assert str(status) in run.stderr
     assert TOKEN not in run.stdout + run.stderr
+    # Only what may be gone in a moment is tried again.
+    assert hub.count("/create") == (3 if status == 500 else 1)
 
 
-def test_offline_ends_in_one_line(folder, tmp_path):
-    run = run_publish("http://127.0.0.1:9", tmp_path, folder, "someone/nocturne", HF_HUB_OFFLINE="1")
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ["/create", 429, 2],
+        ["/create", 503, 1],
+        ["/branch/", 503, 1],
+        ["/commit/", 409, 2],
+        ["/commit/", 503, 1],
+        ["objects/batch", 429, 1],
+        ["PUT /storage", "cut", 1],
+    ],
+    ids=str,
+)
+def test_a_busy_hub_and_a_cut_connection_are_tried_again(hub, folder, tmp_path, trouble):
+    hub.trouble.append(trouble)
+    run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne", "--revision", "nightly")
+    assert run.returncode == 0, run.stderr
+    assert trouble[2] == 0
+    assert run.stderr == ""
+    assert hub.repositories["someone/nocturne"].files("nightly") == held_by(folder)
+
+
+@pytest.mark.parametrize(("status", "word"), [(409, "changed elsewhere"), (429, "too many requests")])
+def test_a_hub_that_stays_busy_is_given_up_in_one_line(hub, folder, tmp_path, status, word):
+    hub.trouble.append(["/commit/" if status == 409 else "/create", status, 100])
+    run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert word in run.stderr
+
+
+def test_an_upload_that_failed_is_taken_up_where_it_was(hub, folder, tmp_path):
+    hub.trouble.append(["/commit/", 403, 1])
+    assert run_publish(hub.environment(tmp_path), folder, "someone/nocturne").returncode == 2
+    assert hub.count("PUT /storage") == 2
+    assert run_publish(hub.environment(tmp_path), folder, "someone/nocturne").returncode == 0
+    assert hub.count("PUT /storage") == 2
+    assert hub.repositories["someone/nocturne"].files() == held_by(folder)
+
+
+def test_the_token_is_in_no_output_and_no_file(hub, folder, tmp_path):
+    environment = hub.environment(tmp_path / "home", HF_DEBUG="1")
+    runs = [run_publish(environment, folder, "someone/nocturne")]
+    hub.trouble.append(["/preupload/", 403, 1])
+    runs.append(run_publish(environment, folder, "someone/nocturne"))
+    assert [run.returncode for run in runs] == [0, 2]
+    assert not any(TOKEN in run.stdout + run.stderr for run in runs)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(TOKEN.encode() in path.read_bytes() for path in files)
+
+
+def test_offline_ends_in_one_line(hub, folder, tmp_path):
+    run = run_publish(hub.environment(tmp_path, HF_HUB_OFFLINE="1"), folder, "someone/nocturne")
     assert run.returncode == 2
     assert run.stderr == "hub.publish: someone/nocturne was not published: HF_HUB_OFFLINE is set; unset it.\n"
 
 
-def test_a_hub_that_does_not_answer_ends_in_one_line(folder, tmp_path):
+def test_no_token_ends_in_one_line(hub, folder, tmp_path):
+    environment = hub.environment(tmp_path)
+    del environment["HF_TOKEN"]
+    run = run_publish(environment, folder, "someone/nocturne")
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "hf auth login" in run.stderr
+
+
+def test_a_hub_that_does_not_answer_ends_in_one_line(hub, folder, tmp_path):
     with socket.socket() as taken:  # bound but not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
-        run = run_publish(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, folder, "someone/nocturne")
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        run = run_publish(hub.environment(tmp_path, HF_ENDPOINT=url), folder, "someone/nocturne")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     assert "could not be reached" in run.stderr
 
 
 @pytest.mark.parametrize(
-    "missing", ["model.safetensors", "config.json", "tokenizer_config.json", "README.md", "modeling_music_tx.py"]
+    "missing",
+    [
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "README.md",
+        "modeling_music_tx.py",
+    ],
 )
 def test_an_incomplete_folder_is_refused_by_the_name_of_what_is_missing(folder, missing):
     (folder / missing).unlink()
@@ -234,7 +222,8 @@ def test_a_card_without_a_license_is_refused(folder):
         check_folder(folder)
 
 
-def test_a_name_that_is_no_repository_is_refused_before_anything_is_sent(folder, tmp_path):
-    run = run_publish("http://127.0.0.1:9", tmp_path, folder, "nocturne")
+def test_a_name_that_is_no_repository_is_refused_before_anything_is_sent(hub, folder, tmp_path):
+    run = run_publish(hub.environment(tmp_path), folder, "nocturne")
     assert run.returncode == 2
     assert run.stderr == "hub.publish: nocturne is not a repository of the Hub; write it as user/name.\n"
+    assert hub.requests == []

@@ -1,0 +1,255 @@
+"""There and back: published over HTTP, loaded by a stranger who has none of our packages, and what their code does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from loopback_hub import TOKEN, LoopbackHub
+from symusic import Score
+from test_card import BLOCK_PACKAGES, FACTS
+from test_card import write as write_card
+from test_publish import run_publish
+
+from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
+from tokenization import MusicTxTokenizer
+
+ROOT = Path(__file__).parents[1]
+
+PUSH = """
+from huggingface_hub import HfApi
+from transformers import AutoModelForCausalLM, AutoTokenizer
+import modeling_music_tx, tokenization
+
+model = AutoModelForCausalLM.from_pretrained(saved)
+tokenizer = AutoTokenizer.from_pretrained(saved)
+for _ in range(2):
+    model.push_to_hub("someone/pushed", private=True)
+    tokenizer.push_to_hub("someone/pushed")
+"""
+
+TAG = """
+from huggingface_hub import HfApi
+
+HfApi().create_tag("someone/nocturne", tag="v1")
+"""
+
+LOAD = """
+import json
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+pins = {"revision": revision, "code_revision": revision, "trust_remote_code": True}
+tokenizer = AutoTokenizer.from_pretrained(repository, **pins)
+model = AutoModelForCausalLM.from_pretrained(repository, **pins)
+ids = model.generate(torch.tensor([[tokenizer.bos_token_id]]), max_new_tokens=24, do_sample=False)
+tokenizer.to_score(ids[0].tolist())
+logits = model(ids).logits.double().sum().item()
+hidden = AutoModel.from_pretrained(repository, **pins)(ids).last_hidden_state
+labels = AutoModelForSequenceClassification.from_pretrained(repository, num_labels=3, **pins)(ids).logits
+shapes = [list(hidden.shape), list(labels.shape)]
+print(json.dumps({"ids": ids[0].tolist(), "logits": logits, "shapes": shapes}))
+"""
+
+PIPELINE = """
+import json
+from transformers import pipeline
+
+midi = pipeline("midi-generation", model=repository, trust_remote_code=True)
+midi(None, seconds=1, do_sample=True).dump_midi("piece.mid")
+print(json.dumps("played"))
+"""
+
+
+def run(code, environment, folder, blocked=True, **names):
+    """Run code in a new process outside the checkout; what it printed last, and the process."""
+    block = BLOCK_PACKAGES if blocked else f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    lines = [block, *(f"{name} = {value!r}" for name, value in names.items()), code]
+    command = [sys.executable, "-P", "-c", "\n".join(lines)]
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert TOKEN not in process.stdout + process.stderr
+    said = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 and process.stdout else None
+    return said, process
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small untrained model with its tokenizer and card, as a training and `hub.card` leave them."""
+    folder = tmp_path_factory.mktemp("runs") / "nocturne"
+    torch.manual_seed(0)
+    tokenizer = MusicTxTokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MusicTxConfig(vocab_size=len(tokenizer), max_relative_distance=16, initializer_range=0.2, **sizes)
+    MusicTxForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    assert write_card(folder, FACTS) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def published(hub, folder, tmp_path_factory):
+    """The repository after `python -m hub.publish` and a tag; and the environment of one who has the token."""
+    environment = hub.environment(tmp_path_factory.mktemp("home"))
+    process = run_publish(environment, folder, "someone/nocturne")
+    assert process.returncode == 0, process.stderr
+    _, process = run(TAG, environment, folder)
+    assert process.returncode == 0, process.stderr
+    return hub.repositories["someone/nocturne"]
+
+
+@pytest.fixture(scope="module")
+def stranger(hub, tmp_path_factory):
+    """A folder far from the checkout and the environment of one who has neither our packages nor a token."""
+    folder = tmp_path_factory.mktemp("stranger")
+    environment = hub.environment(folder / "home")
+    del environment["HF_TOKEN"]
+    return folder, environment
+
+
+@pytest.fixture(scope="module")
+def loaded(published, stranger):
+    """What the stranger makes of the repository, by its id."""
+    said, process = run(LOAD, stranger[1], stranger[0], repository="someone/nocturne", revision="main")
+    assert process.returncode == 0, process.stderr
+    return said
+
+
+def expected(folder):
+    """The same from the folder itself."""
+    model = MusicTxForCausalLM.from_pretrained(folder)
+    ids = model.generate(torch.tensor([[1]]), max_new_tokens=24, do_sample=False)
+    return {
+        "ids": ids[0].tolist(),
+        "logits": pytest.approx(model(ids).logits.double().sum().item(), rel=1e-4),
+        "shapes": [[1, ids.shape[1], 32], [1, 3]],
+    }
+
+
+def test_one_repository_holds_all_that_belongs_to_the_model(published, folder):
+    files = published.files()
+    assert files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    settings = {"config.json", "generation_config.json", "tokenizer_config.json", "miditok.json"}
+    code = {"configuration_music_tx.py", "modeling_music_tx.py", "tokenization_music_tx.py", "pipeline_music_tx.py"}
+    assert {"README.md", "model.safetensors", "sample.mid", "sample.png"} | settings | code <= files.keys()
+    assert Score.from_midi(files["sample.mid"]).note_num() > 0
+    assert files["sample.png"].startswith(b"\x89PNG")
+
+
+def test_a_stranger_loads_it_by_its_name_and_hears_the_same(loaded, folder):
+    assert loaded == expected(folder)
+
+
+def test_a_tag_and_the_id_of_a_commit_pin_weights_and_code(published, folder, stranger, hub):
+    first = published.sha("v1")
+    broken = published.files() | {"modeling_music_tx.py": b"raise SystemExit('changed code')", "config.json": b"{}"}
+    later = published.commit("main", broken)
+    for revision in ("v1", first):
+        said, process = run(LOAD, stranger[1], stranger[0], repository="someone/nocturne", revision=revision)
+        assert process.returncode == 0, process.stderr
+        assert said == expected(folder)
+    assert later != first
+    published.names["main"] = first
+
+
+def test_what_was_loaded_once_loads_without_a_network(loaded, stranger, hub):
+    before = len(hub.requests)
+    environment = stranger[1] | {"HF_HUB_OFFLINE": "1"}
+    said, process = run(LOAD, environment, stranger[0], repository="someone/nocturne", revision="main")
+    assert process.returncode == 0, process.stderr
+    assert said == loaded
+    assert len(hub.requests) == before
+
+
+def test_the_pipeline_plays_from_the_repository_alone(published, stranger):
+    _, process = run(PIPELINE, stranger[1], stranger[0], repository="someone/nocturne")
+    assert process.returncode == 0, process.stderr
+    assert Score(stranger[0] / "piece.mid").note_num() > 0
+
+
+def test_model_and_tokenizer_pushed_by_themselves_make_a_repository_too(hub, folder, stranger, tmp_path):
+    environment = hub.environment(tmp_path)
+    _, process = run(PUSH, environment, tmp_path, blocked=False, saved=str(folder))
+    assert process.returncode == 0, process.stderr
+    assert hub.repositories["someone/pushed"].private
+    # Pushed twice: the second time nothing was new.
+    assert hub.count("/api/models/someone/pushed/commit/") == 2
+    names = {"repository": "someone/pushed", "revision": "main"}
+    said, process = run(LOAD, environment, tmp_path, **names)
+    assert process.returncode == 0, process.stderr
+    assert said == expected(folder)
+    said, process = run(LOAD, stranger[1], stranger[0], **names)
+    assert said is None
+    assert "private or gated repo" in process.stderr
+
+
+AUDIT = """
+import importlib, os, sys
+from pathlib import Path
+import miditok, miditok.utils, numpy, symusic, torch, torch.nn, transformers
+from huggingface_hub import dataclasses
+from transformers import AutoConfig, AutoTokenizer, GenerationMixin, Pipeline, PreTrainedModel, PreTrainedTokenizer
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path.cwd().parent))
+# What the import of any module and the making of any class raise.
+HARMLESS = {"import", "compile", "exec", "marshal.loads", "os.listdir", "os.scandir", "sys._getframe",
+            "sys._getframemodulename", "object.__getattr__", "object.__setattr__", "builtins.id"}
+seen, watching = set(), False
+
+
+def watch(event, arguments):
+    if not watching:
+        return
+    if event == "open":
+        path, mode, flags = arguments
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            seen.add("writes " + str(path))
+    elif event not in HARMLESS:
+        seen.add(event)
+
+
+sys.addaudithook(watch)
+watching = True
+for module in modules:
+    importlib.import_module(Path.cwd().name + "." + module)
+watching = False
+import json
+print(json.dumps(sorted(seen)))
+"""
+
+
+def test_the_code_that_travels_does_nothing_but_define(published, tmp_path):
+    code = tmp_path / "travellers"
+    code.mkdir()
+    for name, content in published.files().items():
+        if name.endswith(".py"):
+            (code / name).write_bytes(content)
+    # The files that the settings name; they import the others.
+    entries = ("configuration_music_tx", "modeling_music_tx", "tokenization_music_tx", "pipeline_music_tx")
+    seen, process = run(AUDIT, {"PATH": os.environ["PATH"]}, code, modules=entries)
+    assert process.returncode == 0, process.stderr
+    assert seen == []
+
+
+def test_code_that_did_more_would_be_caught(tmp_path):
+    code = tmp_path / "travellers"
+    code.mkdir()
+    deeds = {
+        "writes diary": "open('diary', 'w').close()",
+        "os.remove": "import os; os.remove('diary')",
+        "subprocess.Popen": "import subprocess; subprocess.run(['true'])",
+        "socket.connect": "import socket; socket.socket().connect_ex(('127.0.0.1', 9))",
+    }
+    (code / "mischief.py").write_text("\n".join(deeds.values()))
+    seen, process = run(AUDIT, {"PATH": os.environ["PATH"]}, code, modules=("mischief",))
+    assert process.returncode == 0, process.stderr
+    assert deeds.keys() <= set(seen)
