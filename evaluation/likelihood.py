@@ -1,18 +1,31 @@
-"""How well a model predicts real music: negative log-likelihood in nats per token.
+"""How well a model predicts real music: negative log-likelihood per token, per note and per second of music.
 
-`python -m evaluation.likelihood --model FOLDER --corpus data/maestro --split validation` prints it for a saved model.
+`python -m evaluation.likelihood --model FOLDER --corpus data/maestro --split validation` scores a saved model on the
+whole split; behind `accelerate launch -m`, several processes share the work and find the same numbers.
+
+Nats per token compare models of one tokenizer. Nats per note and per second compare models of any: the music is the
+same, however many tokens write it.
+
+Shape letters: B batch, L window length.
 """
 
 import argparse
+import json
+import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from corpus.dataset import EvaluationWindows, load_corpus
+from corpus.dataset import IGNORED, EvaluationWindows, load_corpus, load_tokenizer
+from tokenization import MusicTxTokenizer
 
 
 class Likelihood(NamedTuple):
@@ -27,54 +40,197 @@ class Likelihood(NamedTuple):
         return self.nats / self.tokens
 
 
+class Scores(NamedTuple):
+    """What a model made of some windows, by the place of a token in its window; scores of parts add up.
+
+    Args:
+        nats: Negative log-likelihood of the tokens at each place, `[L]`.
+        hits: How many of them were the model's first guess, `[L]`.
+        tokens: How many there were, `[L]`.
+    """
+
+    nats: np.ndarray
+    hits: np.ndarray
+    tokens: np.ndarray
+
+
+class Amount(NamedTuple):
+    """How much music there is: notes, and seconds from each piece's first onset to its end."""
+
+    notes: int
+    seconds: float
+
+
+class ContextWindows(Dataset):
+    """Windows over whole pieces in order, in which every token of a piece but its first is predicted exactly once.
+
+    With a context of 1 the windows are those of `EvaluationWindows`, as in the paper: a token at the beginning of a
+    window is predicted from almost nothing. A longer context lets the windows overlap by so many tokens, which are
+    read and not predicted again.
+
+    Args:
+        pieces: One split of a corpus.
+        length: Tokens per window. The last window of a piece is padded on the right.
+        context: Tokens of a window that are read only, but for the first window of a piece.
+
+    Raises:
+        ValueError: The split is empty, or the context leaves nothing to predict.
+    """
+
+    def __init__(self, pieces, length: int, context: int = 1):
+        self.rows = EvaluationWindows(pieces, length).rows
+        if not 1 <= context < length:
+            raise ValueError(f"context ({context}) must be from 1 to {length - 1}, one less than the length.")
+        self.length, self.context = length, context
+        stride = length - context
+        counts = 1 + np.maximum(-(-(np.asarray(self.rows.lengths) - length) // stride), 0)
+        self.row = np.repeat(np.arange(len(counts)), counts)
+        self.start = stride * (np.arange(len(self.row)) - np.repeat(np.cumsum(counts) - counts, counts))
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return `input_ids` and `labels`, both `[L]`."""
+        start = int(self.start[index])
+        ids = torch.from_numpy(self.rows[int(self.row[index]), start : start + self.length].astype(np.int64))
+        labels = ids.clone()
+        labels[: self.context if start else 0] = IGNORED
+        missing = (0, self.length - len(ids))
+        return {
+            "input_ids": torch.nn.functional.pad(ids, missing),
+            "labels": torch.nn.functional.pad(labels, missing, value=IGNORED),
+        }
+
+
 @torch.no_grad()
-def negative_log_likelihood(
+def score(
     model: torch.nn.Module, windows: Dataset, batch_size: int = 8, autocast=nullcontext, progress: bool = False
-) -> Likelihood:
-    """Score windows of a corpus; the same windows give the same number in any order and batch, but for rounding.
+) -> Scores:
+    """Score windows of a corpus; the same windows give the same numbers in any order and batch, but for rounding.
 
     Args:
         model: A causal language model; it is left in the mode it came in.
-        windows: Examples with `input_ids` and `labels`, both `[length]`, as `EvaluationWindows` gives them.
+        windows: Examples with `input_ids` and `labels`, both `[L]`.
         batch_size: Windows at a time.
         autocast: Makes a context for the forward pass, for lower precision.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats in total and tokens predicted, of these windows alone: add both up over processes, then divide.
+        The scores of these windows alone: add them up over processes, then divide.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    nats, tokens = 0.0, 0
+    totals = torch.zeros(3, 1, dtype=torch.float64)
     # With a generator of its own, the loader leaves the global random numbers of a training alone.
     loader = DataLoader(windows, batch_size, generator=torch.Generator())
     for batch in tqdm(loader, disable=not progress, unit="batch", leave=False):
         labels = batch["labels"][:, 1:].to(device)  # [B, L - 1]
         with autocast():
-            logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+            logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1].float()
+        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         # The sum over millions of tokens is taken in double precision; unlabelled tokens have a loss of zero.
-        nats += losses.double().sum().item()
-        tokens += (labels >= 0).sum().item()
+        parts = (nats.view_as(labels), logits.argmax(-1) == labels, labels >= 0)
+        totals = totals + torch.stack([part.double().sum(0) for part in parts]).cpu()  # [3, L - 1]
     model.train(was_training)
-    return Likelihood(nats, tokens)
+    # No first token of a window is predicted.
+    return Scores(*torch.nn.functional.pad(totals, (1, 0)).numpy())
 
 
-def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def negative_log_likelihood(
+    model: torch.nn.Module, windows: Dataset, batch_size: int = 8, autocast=nullcontext, progress: bool = False
+) -> Likelihood:
+    """Score windows of a corpus and add up; arguments as for `score`.
+
+    Returns:
+        Nats in total and tokens predicted, of these windows alone: add both up over processes, then divide.
+    """
+    scores = score(model, windows, batch_size, autocast, progress)
+    return Likelihood(float(scores.nats.sum()), int(scores.tokens.sum()))
+
+
+def amount_of_music(rows: Sequence, tokenizer: MusicTxTokenizer) -> Amount:
+    """Count the notes and seconds of pieces, as their tokens tell them.
+
+    Args:
+        rows: The ids of each piece, `[N]`.
+        tokenizer: The tokenizer that wrote them.
+
+    Returns:
+        The amount, all pieces together.
+    """
+    scores = [tokenizer.to_score(ids) for ids in rows]
+    return Amount(sum(score.note_num() for score in scores), sum(score.to("second").end() for score in scores))
+
+
+def summarize(scores: Scores, amount: Amount) -> dict:
+    """Turn totals into what is reported.
+
+    Args:
+        scores: The scores of a whole split.
+        amount: How much music it is.
+
+    Returns:
+        `nats_per_token`, `nats_per_note`, `nats_per_second`; `accuracy`, the share of tokens that the model guesses at
+        once; the totals; and `curve`, the nats per token at each place of the window, None where nothing is predicted.
+    """
+    nats, tokens = float(scores.nats.sum()), int(scores.tokens.sum())
+    places = zip(scores.nats.tolist(), scores.tokens.tolist(), strict=True)
+    return {
+        "nats_per_token": nats / tokens,
+        "nats_per_note": nats / amount.notes,
+        "nats_per_second": nats / amount.seconds,
+        "accuracy": float(scores.hits.sum()) / tokens,
+        "tokens": tokens,
+        "notes": amount.notes,
+        "seconds": amount.seconds,
+        "curve": [total / count if count else None for total, count in places],
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, score, and print; what a user can mend ends in one line and code 2."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.likelihood", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder or Hub id of a saved model")
-    parser.add_argument("--corpus", required=True, help="folder that corpus.prepare wrote")
+    parser.add_argument("--corpus", required=True, help="what corpus.prepare wrote: a folder, or user/name on the Hub")
     parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
     parser.add_argument("--length", type=int, default=1024, help="tokens per window (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=8)
-    args = parser.parse_args()
+    parser.add_argument(
+        "--context", type=int, default=1, help="tokens that windows share; 1, as in the paper, if not given"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="windows at a time (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers and the curve along the window")
+    args = parser.parse_args(arguments)
 
-    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True)
-    windows = EvaluationWindows(load_corpus(args.corpus)[args.split], args.length)
-    result = negative_log_likelihood(model, windows, args.batch_size, progress=True)
-    print(f"{args.split}: {result.nats_per_token:.4f} nats per token over {result.tokens:,} tokens")
+    # Said outright, or several processes without an accelerator would not know of each other.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    try:
+        windows = ContextWindows(load_corpus(args.corpus)[args.split], args.length, args.context)
+        tokenizer = load_tokenizer(args.corpus)
+        model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True).to(accelerator.device)
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    share = Subset(windows, range(accelerator.process_index, len(windows), accelerator.num_processes))
+    scores = torch.zeros(3, args.length, dtype=torch.float64, device=accelerator.device)
+    if len(share):
+        part = score(model, share, args.batch_size, progress=accelerator.is_main_process)
+        scores += torch.from_numpy(np.stack(part)).to(scores.device)
+    scores = Scores(*accelerator.reduce(scores).cpu().numpy())
+    if accelerator.is_main_process:
+        rows = (windows.rows[row, :] for row in range(len(windows.rows.lengths)))
+        result = summarize(scores, amount_of_music(rows, tokenizer))
+        print(
+            f"{args.split}: {result['nats_per_token']:.4f} nats per token, {result['nats_per_note']:.4f} per note, "
+            f"{result['nats_per_second']:.3f} per second of music; {result['accuracy']:.1%} guessed at once\n"
+            f"{result['tokens']:,} tokens, {result['notes']:,} notes, {result['seconds'] / 3600:.2f} hours, "
+            f"in windows of {args.length} that share {args.context}"
+        )
+        if args.output:
+            settings = {name: getattr(args, name) for name in ("model", "corpus", "split", "length", "context")}
+            args.output.write_text(json.dumps(settings | result, indent=2) + "\n")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,448 @@
+"""Does a piece copy the training set? Its longest passage that can be found there, and whether that is much.
+
+    python -m evaluation.originality build --corpus data/maestro --index data/maestro_index
+    python -m evaluation.originality check samples/*.mid --index data/maestro_index --output_dir passages
+
+Music is compared by the steps from note to note: the interval, and whether the notes come together, quickly or slowly
+after each other. So a copy is found in any key, a little faster or slower, and with some notes changed: a few steps in
+a row that both have tell where to look, and an alignment of the notes around them how far the likeness goes.
+
+Quotation is normal. How much of it is, the index knows from music that people play and that was held out of training.
+
+Shape letters: N notes, S seeds, C candidates, W diagonals of a band.
+
+Source: seeds and local alignment as genes are compared: Smith & Waterman 1981; Altschul et al. 1990 (BLAST).
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from symusic import Note, Score, Tempo, Track
+
+from corpus.dataset import load_corpus, load_tokenizer
+from evaluation.metrics import read_notes
+from tokenization import MusicTxTokenizer
+
+# Onsets closer than this are one chord, whose notes are in the order of their pitches.
+CHORD_SECONDS = 0.045
+
+# A step is an interval of at most five octaves, and one of three gaps: within a chord, quick, slow. The bounds lie
+# between the times of a grid of 10 ms, so that rounding does not decide.
+LARGEST_INTERVAL = 63
+GAP_BOUNDS = (0.005, 0.255)
+STEPS = (2 * LARGEST_INTERVAL + 1) * (len(GAP_BOUNDS) + 1)
+
+# Steps in a row that make a seed: as many as an integer of 64 bits holds. With one note in ten changed, four seeds in
+# ten remain.
+SEED_STEPS = 7
+
+# A seed that occurs more often, in trills and repeated notes, does not tell where a passage comes from.
+COMMONPLACE = 300
+
+# How far two passages may drift apart by notes that only one of them has, and how many places are looked at closely.
+BAND, CANDIDATES = 64, 8
+
+# What an alignment gains by the same note, and loses by another one or one that is missing.
+SAME, OTHER, MISSING = 1, -1, -2
+
+# The excerpts of held-out music that tell what is normal.
+EXCERPTS, EXCERPT_SECONDS = 64, 60.0
+
+ARRAYS, FACTS = "index.safetensors", "index.json"
+
+
+class Line(NamedTuple):
+    """Notes in one line, chord by chord and in a chord by pitch, `[N]` each.
+
+    Args:
+        onset: When the chord begins, in seconds.
+        start: When the note begins, in seconds.
+        end: When it ends, in seconds.
+        pitch: Key, 0..127.
+        velocity: Velocity, 1..127.
+    """
+
+    onset: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    pitch: np.ndarray
+    velocity: np.ndarray
+
+
+class Passage(NamedTuple):
+    """What a piece has in common with one of the training set.
+
+    Args:
+        likeness: Notes that are the same, less those that are not; 0 if nothing was found.
+        start_seconds: Where it begins in the piece.
+        end_seconds: Where its last note begins there.
+        name: The training piece.
+        training_start_seconds: Where it begins there.
+        training_end_seconds: Where its last note begins there.
+        semitones: How much higher it is there.
+    """
+
+    likeness: int = 0
+    start_seconds: float = 0.0
+    end_seconds: float = 0.0
+    name: str = ""
+    training_start_seconds: float = 0.0
+    training_end_seconds: float = 0.0
+    semitones: int = 0
+
+
+class Originality(NamedTuple):
+    """How much of a piece there is in the training set.
+
+    Args:
+        passage: The passage of the largest likeness.
+        longest_run: Notes of the longest passage whose every step is the same; commonplaces end it.
+        overlap: Share of the piece's seeds that occur anywhere in the training set, 0..1.
+        is_copy: Whether the likeness is larger than any of held-out music.
+    """
+
+    passage: Passage
+    longest_run: int
+    overlap: float
+    is_copy: bool
+
+
+def read_line(score: Score) -> Line:
+    """Put the notes of a score, but those of drums, in one line."""
+    notes = read_notes(score)
+    chord = np.cumsum(np.diff(notes.start, prepend=0) >= CHORD_SECONDS)
+    order = np.lexsort((notes.pitch, chord))
+    # A chord begins with the first of its notes, and they are still in the order of their starts.
+    onset = notes.start[np.searchsorted(chord, chord)]
+    return Line(
+        *(field[order].astype(np.float32) for field in (onset, notes.start, notes.end)),
+        *(field[order].astype(np.uint8) for field in (notes.pitch, notes.velocity)),
+    )
+
+
+def seeds_of(line: Line) -> np.ndarray:
+    """Write every SEED_STEPS steps in a row as one number: different steps, different numbers.
+
+    Args:
+        line: The notes.
+
+    Returns:
+        A number for each note that so many steps follow, `[N - SEED_STEPS]`.
+    """
+    interval = np.clip(np.diff(line.pitch.astype(np.int64)), -LARGEST_INTERVAL, LARGEST_INTERVAL) + LARGEST_INTERVAL
+    steps = (interval * (len(GAP_BOUNDS) + 1) + _gaps(line.onset)[1:]).astype(np.uint64)
+    seeds = np.zeros(max(len(steps) - SEED_STEPS + 1, 0), dtype=np.uint64)
+    for place in range(SEED_STEPS):
+        seeds = seeds * np.uint64(STEPS) + steps[place : place + len(seeds)]
+    return seeds
+
+
+def _gaps(onset: np.ndarray) -> np.ndarray:
+    """Sort the time since the note before into three kinds, the last one at the beginning, `[N]`."""
+    return np.digitize(np.diff(onset, prepend=-np.inf), GAP_BOUNDS)
+
+
+class Index:
+    """The notes of a training set, and where in them each seed occurs.
+
+    Args:
+        pieces: Notes by the name of the piece.
+    """
+
+    def __init__(self, pieces: dict[str, Line]):
+        self.names = list(pieces)
+        self.ends = np.cumsum([len(line.pitch) for line in pieces.values()])
+        self.line = Line(*map(np.concatenate, zip(*pieces.values(), strict=True)))
+        seeds = [seeds_of(line) for line in pieces.values()]
+        places = [
+            end - len(line.pitch) + np.arange(len(its))
+            for end, line, its in zip(self.ends, pieces.values(), seeds, strict=True)
+        ]
+        seeds, places = np.concatenate(seeds), np.concatenate(places).astype(np.int32)
+        order = np.argsort(seeds, kind="stable")
+        self.seeds, self.places = seeds[order], places[order]
+        self.normal: list[int] = []
+
+    def learn_what_is_normal(self, excerpts: list[Line]) -> None:
+        """Measure music that is no copy.
+
+        Args:
+            excerpts: What people play, of compositions that are not in the training set.
+        """
+        self.normal = sorted(self.examine(line).passage.likeness for line in excerpts)
+
+    def examine(self, line: Line) -> Originality:
+        """Look for a piece in the training set.
+
+        Args:
+            line: The notes of the piece.
+
+        Returns:
+            What was found.
+        """
+        seeds = seeds_of(line)
+        first = np.searchsorted(self.seeds, seeds)
+        count = np.searchsorted(self.seeds, seeds, side="right") - first
+        overlap = float((count > 0).mean()) if len(count) else 0.0
+        count[count > COMMONPLACE] = 0
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        own = np.repeat(np.arange(len(seeds)), count)
+        theirs = self.places[np.repeat(first, count) + within].astype(np.int64)
+        if len(own) == 0:
+            return Originality(Passage(), 0, overlap, is_copy=False)
+
+        order = np.lexsort((own, theirs - own))
+        goes_on = (np.diff((theirs - own)[order]) == 0) & (np.diff(own[order]) == 1)
+        run = np.diff(np.flatnonzero(np.concatenate([[True], ~goes_on, [True]]))).max()
+        passage = self._most_alike(line, own, theirs)
+        return Originality(passage, int(run) + SEED_STEPS, overlap, passage.likeness > max(self.normal, default=0))
+
+    def _most_alike(self, line: Line, own: np.ndarray, theirs: np.ndarray) -> Passage:
+        """Align a piece with the training set wherever many seeds lie on diagonals close by.
+
+        Args:
+            line: The notes of the piece.
+            own: Places of the seeds in it, `[S]`.
+            theirs: Their places in the training set, `[S]`.
+
+        Returns:
+            The passage of the largest likeness.
+        """
+        # Bands of diagonals, half of each in the next one, so that no passage lies on a border.
+        band = (theirs - own) // (BAND // 2)
+        bands, counts = np.unique(np.concatenate([band, band - 1]), return_counts=True)
+        chosen = bands[np.argsort(-counts, kind="stable")[:CANDIDATES]]
+        piece, shift = np.empty((2, len(chosen), 1), dtype=np.int64)  # [C, 1]
+        for candidate, its in enumerate(chosen):
+            inside = (band == its) | (band == its + 1)
+            at = theirs[inside]
+            piece[candidate] = np.bincount(np.searchsorted(self.ends, at, side="right")).argmax()
+            # As often as not the seeds are of one passage, which is as much higher everywhere.
+            interval = self.line.pitch[at].astype(np.int64) - line.pitch[own[inside]]
+            shift[candidate] = np.bincount(interval + 128).argmax() - 128
+
+        # The training notes that note n meets in a band stand at n to n + W - 1, [C, N + W - 1].
+        place = chosen[:, None] * (BAND // 2) + np.arange(len(line.pitch) + BAND - 1)
+        begin, end = np.append(0, self.ends)[piece], self.ends[piece]
+        is_inside = (begin <= place) & (place < end)
+        place = np.clip(place, begin, end - 1)
+        pitch = np.where(is_inside, self.line.pitch[place] - shift, -1)
+        gap = np.digitize(np.diff(self.line.onset[place], axis=1, prepend=-np.inf), GAP_BOUNDS)
+        likeness, first, last, first_there, last_there = _align(pitch, gap, line.pitch, _gaps(line.onset))
+        best = likeness.argmax()
+        there = self.line.start[place[best]]
+        return Passage(
+            int(likeness[best]),
+            float(line.start[first[best]]),
+            float(line.start[last[best]]),
+            self.names[piece[best, 0]],
+            float(there[first_there[best]]),
+            float(there[last_there[best]]),
+            int(shift[best, 0]),
+        )
+
+    def piece(self, name: str) -> Line:
+        """Return the notes of a training piece."""
+        number = self.names.index(name)
+        begin = self.ends[number - 1] if number else 0
+        return Line(*(field[begin : self.ends[number]] for field in self.line))
+
+    def save(self, folder: Path) -> None:
+        """Write the index to a folder, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.line._asdict() | {"seeds": self.seeds, "places": self.places}, folder / ARRAYS)
+        facts = {"names": self.names, "ends": self.ends.tolist(), "normal": self.normal}
+        (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Index":
+        """Read an index from a folder.
+
+        Raises:
+            ValueError: There is none.
+        """
+        index = cls.__new__(cls)
+        try:
+            arrays = load_file(folder / ARRAYS)
+            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds no index; make one with the command build ({error}).") from None
+        index.seeds, index.places = arrays.pop("seeds"), arrays.pop("places")
+        index.line = Line(**arrays)
+        index.names, index.ends, index.normal = facts["names"], np.array(facts["ends"]), facts["normal"]
+        return index
+
+
+def _align(pitch: np.ndarray, gap: np.ndarray, own_pitch: np.ndarray, own_gap: np.ndarray) -> np.ndarray:
+    """Find the best local alignment of a piece in each of some bands, by the method of Smith & Waterman.
+
+    Args:
+        pitch: Training notes in the key of the piece, -1 where there are none, `[C, N + W - 1]`.
+        gap: The gap before each, `[C, N + W - 1]`.
+        own_pitch: The notes of the piece, `[N]`; note n meets the W training notes from n on.
+        own_gap: The gap before each, `[N]`.
+
+    Returns:
+        The score, the first and the last note, and the first and the last training note, `[5, C]`.
+    """
+    column, rows = np.arange(BAND), np.arange(len(pitch))
+    # Score of the best alignment that ends at a note and a training note, and where that began, [C, W] each.
+    score, began, began_there = np.zeros((3, len(pitch), BAND), dtype=np.int64)
+    best = np.zeros((5, len(pitch)), dtype=np.int64)
+    for note in range(len(own_pitch)):
+        here = slice(note, note + BAND)
+        begins = score == 0
+        is_same = (pitch[:, here] == own_pitch[note]) & (begins | (gap[:, here] == own_gap[note]))
+        # The training set lacks this note: the training note stays, on the next column of the row above.
+        above = np.pad(score[:, 1:], ((0, 0), (0, 1))) + MISSING
+        above_began, above_there = (np.pad(field[:, 1:], ((0, 0), (0, 1))) for field in (began, began_there))
+        score = score + np.where(is_same, SAME, OTHER)
+        began, began_there = np.where(begins, note, began), np.where(begins, note + column, began_there)
+        is_above = above > score
+        score = np.where(is_above, above, score)
+        began, began_there = np.where(is_above, above_began, began), np.where(is_above, above_there, began_there)
+        # The piece lacks training notes: the best score to the left, less what each of them costs.
+        level = score - MISSING * column
+        reached = np.maximum.accumulate(level, axis=1)
+        source = np.maximum.accumulate(np.where(level == reached, column, 0), axis=1)
+        score = np.maximum(reached + MISSING * column, 0)
+        began, began_there = (np.take_along_axis(field, source, axis=1) for field in (began, began_there))
+
+        top = score.argmax(axis=1)
+        its = score[rows, top], began[rows, top], np.full(len(rows), note), began_there[rows, top], note + top
+        best = np.where(its[0] > best[0], its, best)
+    return best
+
+
+def excerpt(line: Line, start_seconds: float, end_seconds: float) -> Line:
+    """Return the notes that begin within some seconds, both included, from the first one on."""
+    inside = (line.start >= start_seconds - 1e-3) & (line.start <= end_seconds + 1e-3)
+    notes = Line(*(field[inside] for field in line))
+    zero = notes.start.min(initial=np.inf)
+    return notes._replace(onset=notes.onset - zero, start=notes.start - zero, end=notes.end - zero)
+
+
+def write_score(line: Line) -> Score:
+    """Write notes as a score of one piano track, at 1000 ticks per second."""
+    score, track = Score(500), Track(program=0)
+    score.tempos.append(Tempo(0, 120))
+    start, end = (np.rint(1000 * field).astype(np.int32) for field in (line.start, line.end))
+    velocity = line.velocity.astype(np.int8)
+    track.notes = Note.from_numpy(start, np.maximum(end - start, 1), line.pitch.astype(np.int8), velocity, "tick")
+    score.tracks.append(track)
+    return score
+
+
+def index_corpus(train: Dataset, held_out: Dataset, tokenizer: MusicTxTokenizer) -> Index:
+    """Index the pieces of a corpus, and learn from those held out what is normal.
+
+    Args:
+        train: The training split.
+        held_out: Another one. Compositions that both have are left out, as far as composer and title tell.
+        tokenizer: The tokenizer that wrote them.
+
+    Returns:
+        The index.
+    """
+    index = Index({piece["name"]: _line(piece, tokenizer) for piece in train.with_format("numpy")})
+    known = _compositions(train)
+    others = [
+        row for row, composition in enumerate(_compositions(held_out)) if not composition or composition not in known
+    ]
+    excerpts = []
+    for place in np.linspace(0, len(others), EXCERPTS, endpoint=False):
+        line = _line(held_out.with_format("numpy")[others[int(place)]], tokenizer)
+        # Of a piece that is visited more than once, another place each time.
+        start = (place % 1) * max(float(line.start[-1]) - EXCERPT_SECONDS, 0.0)
+        excerpts.append(excerpt(line, start, start + EXCERPT_SECONDS))
+    index.learn_what_is_normal(excerpts)
+    return index
+
+
+def _line(piece: dict, tokenizer: MusicTxTokenizer) -> Line:
+    return read_line(tokenizer.to_score(piece["input_ids"]))
+
+
+def _compositions(split: Dataset) -> list[str]:
+    """Spell the compositions of a split as one would compare them; empty where the corpus does not name them."""
+    if not {"composer", "title"} <= set(split.column_names):
+        return [""] * len(split)
+    named = zip(split["composer"], split["title"], strict=True)
+    return ["".join(re.findall(r"\w", f"{composer} {title}".casefold())) if title else "" for composer, title in named]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, build or check; what a user can mend ends in one line and code 2."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.originality", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="index a training set")
+    build.add_argument("--corpus", required=True, help="folder that corpus.prepare wrote")
+    check = commands.add_parser("check", help="look for pieces in it")
+    check.add_argument("midi", nargs="+", type=Path, help="MIDI files")
+    check.add_argument("--output_dir", type=Path, help="where the passages that are alike are written, as MIDI")
+    for command in (build, check):
+        command.add_argument("--index", type=Path, required=True, help="folder of the index")
+    args = parser.parse_args(arguments)
+    try:
+        if args.command == "build":
+            corpus = load_corpus(args.corpus)
+            index = index_corpus(corpus["train"], corpus["validation"], load_tokenizer(args.corpus))
+            index.save(args.index)
+            print(f"{len(index.names):,} pieces, {len(index.line.pitch):,} notes")
+            print(f"held-out music has up to {max(index.normal, default=0)} notes alike: {index.normal}")
+        else:
+            index = Index.load(args.index)
+            for path in args.midi:
+                print(report(path, index, args.output_dir), flush=True)
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def report(path: Path, index: Index, output_dir: Path | None = None) -> str:
+    """Examine a file, write both passages, and say what was found.
+
+    Args:
+        path: A MIDI file.
+        index: The index.
+        output_dir: Where the passages are written, if anywhere.
+
+    Returns:
+        A line for the eye.
+
+    Raises:
+        ValueError: It is no MIDI file.
+    """
+    try:
+        line = read_line(Score.from_midi(path.read_bytes()))
+    except RuntimeError as error:  # what symusic raises for broken files
+        raise ValueError(f"{path}: not a MIDI file, or a broken one ({error}).") from None
+    found = index.examine(line)
+    passage = found.passage
+    if output_dir and passage.likeness:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        own = excerpt(line, passage.start_seconds, passage.end_seconds)
+        there = excerpt(index.piece(passage.name), passage.training_start_seconds, passage.training_end_seconds)
+        write_score(own).dump_midi(output_dir / f"{path.stem}-own.mid")
+        write_score(there).dump_midi(output_dir / f"{path.stem}-training.mid")
+    verdict = "COPY" if found.is_copy else "original"
+    if not passage.likeness:
+        return f"{path}: {verdict}; nothing in it is like the training set"
+    return (
+        f"{path}: {verdict}; {passage.likeness} notes alike, {max(index.normal, default=0)} are normal: "
+        f"from {passage.start_seconds:.1f} to {passage.end_seconds:.1f} s as in {passage.name} "
+        f"from {passage.training_start_seconds:.1f} to {passage.training_end_seconds:.1f} s, "
+        f"{passage.semitones:+} semitones; longest run {found.longest_run} notes, overlap {found.overlap:.0%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

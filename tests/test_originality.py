@@ -1,0 +1,197 @@
+"""What is copied is found, in any key, faster, or with notes changed; and what is not is called original."""
+
+import datasets
+import numpy as np
+import pytest
+from symusic import Score
+
+from evaluation.originality import Index, Line, excerpt, index_corpus, main, read_line, seeds_of, write_score
+from tokenization import MusicTxTokenizer
+
+TOKENIZER = MusicTxTokenizer()
+
+
+@pytest.fixture(scope="module")
+def pieces(make_score):
+    """Eight training pieces of half a minute, as their tokens tell them."""
+    return {
+        f"{seed}.mid": read_line(TOKENIZER.to_score(TOKENIZER.encode(make_score(seed, seconds=30.0))))
+        for seed in range(8)
+    }
+
+
+@pytest.fixture(scope="module")
+def index(pieces, make_score):
+    index = Index(pieces)
+    index.learn_what_is_normal([read_line(make_score(seed, seconds=30.0)) for seed in range(100, 110)])
+    return index
+
+
+def changed(line, semitones=0, stretch=1.0, other=0.0, missing=0.0):
+    """Alter music, and write and read it as a MIDI file would be."""
+    rng = np.random.default_rng(0)
+    is_other = rng.random(len(line.pitch)) < other
+    pitch = line.pitch.astype(int) + semitones + np.where(is_other, rng.integers(1, 5, len(line.pitch)), 0)
+    start, end = (np.round(stretch * field, 2) for field in (line.start, line.end))
+    kept = rng.random(len(pitch)) >= missing
+    fields = (start, start, end, pitch.astype(np.uint8), line.velocity)
+    return read_line(Score.from_midi(write_score(Line(*(field[kept] for field in fields))).dumps_midi()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"semitones": 3},
+        {"stretch": 1 / 1.05},
+        {"other": 0.1},
+        {"missing": 0.05},
+        {"semitones": -5, "stretch": 1.05, "other": 0.1},
+    ],
+    ids=str,
+)
+def test_a_planted_copy_is_found_with_its_piece_and_its_time(index, pieces, change):
+    plant = excerpt(pieces["3.mid"], 8.0, 22.0)
+    found = index.examine(changed(plant, **change))
+    assert found.is_copy
+    assert found.passage.name == "3.mid"
+    assert found.passage.semitones == -change.get("semitones", 0)
+    assert found.passage.training_start_seconds == pytest.approx(8, abs=1.5)
+    assert found.passage.training_end_seconds == pytest.approx(22, abs=1.5)
+    assert found.passage.start_seconds == pytest.approx(0, abs=1.5)
+    assert found.longest_run <= len(plant.pitch)
+    assert 0 < found.overlap <= 1
+
+
+def test_an_exact_copy_is_one_run(index, pieces):
+    plant = excerpt(pieces["5.mid"], 5.0, 20.0)
+    found = index.examine(plant)
+    assert found.passage.likeness == found.longest_run == len(plant.pitch)
+    assert found.overlap == 1
+
+
+def test_a_short_quotation_in_music_of_ones_own_is_located(index, pieces, make_score):
+    own, quoted = read_line(make_score(50, seconds=20.0)), excerpt(pieces["6.mid"], 10.0, 16.0)
+    at = float(own.start[-1]) + 1
+    moved = quoted._replace(onset=quoted.onset + at, start=quoted.start + at, end=quoted.end + at)
+    passage = index.examine(Line(*map(np.concatenate, zip(own, moved, strict=True)))).passage
+    assert passage.name == "6.mid"
+    assert passage.start_seconds == pytest.approx(at, abs=0.1)
+    assert passage.training_start_seconds == pytest.approx(10, abs=0.5)
+    assert passage.training_end_seconds == pytest.approx(16, abs=0.5)
+
+
+def test_other_music_is_original(index, make_score):
+    found = index.examine(read_line(make_score(seed=77, seconds=30.0)))
+    assert found.passage.likeness < 20
+    assert found.overlap < 0.1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_next_to_no_music_is_like_nothing(index, pieces, seconds):
+    found = index.examine(excerpt(pieces["0.mid"], 0.0, seconds))
+    assert found.passage.likeness == 0
+    assert not found.is_copy
+
+
+def test_the_notes_of_a_chord_are_in_the_order_of_their_keys_however_they_fall():
+    score = write_score(
+        Line(
+            *(
+                np.array(field)
+                for field in ([0, 0, 0, 1], [0.02, 0.0, 0.03, 1], [1, 1, 1, 2], [60, 67, 64, 72], [9] * 4)
+            )
+        )
+    )
+    line = read_line(score)
+    assert line.pitch.tolist() == [60, 64, 67, 72]
+    assert line.onset.tolist() == pytest.approx([0, 0, 0, 1], abs=0.001)
+
+
+def test_seeds_know_intervals_and_gaps_but_not_the_key(pieces):
+    line = pieces["1.mid"]
+    seeds = seeds_of(line)
+    assert len(seeds) == len(line.pitch) - 7
+    assert (seeds_of(line._replace(pitch=line.pitch + 2)) == seeds).all()
+    assert (seeds_of(line._replace(onset=line.onset * 3)) != seeds).any()
+
+
+@pytest.fixture
+def corpus(make_score, tmp_path):
+    """A prepared corpus whose first validation piece is of a composition that the training split has, too."""
+    splits = {}
+    for split, seeds in {"train": range(4), "validation": (0, 20, 21), "test": (30,)}.items():
+        rows = [
+            {
+                "name": f"{seed}.mid",
+                "composer": "Somebody",
+                "title": f"Étude No. {seed}" if split == "train" else f"etude no {seed}".replace("e", "é", 1),
+                "input_ids": TOKENIZER.encode(make_score(seed, seconds=20.0)),
+            }
+            for seed in seeds
+        ]
+        splits[split] = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "corpus")
+    TOKENIZER.save_pretrained(tmp_path / "corpus" / "tokenizer")
+    return tmp_path / "corpus"
+
+
+def test_compositions_that_both_splits_have_do_not_tell_what_is_normal(corpus):
+    splits = datasets.load_from_disk(corpus)
+    index = index_corpus(splits["train"], splits["validation"], TOKENIZER)
+    assert index.names == ["0.mid", "1.mid", "2.mid", "3.mid"]
+    assert len(index.normal) == 64
+    assert max(index.normal) < 20
+
+
+def test_the_command_line_builds_an_index_finds_the_copy_and_writes_both_passages(
+    corpus, make_score, tmp_path, capsys
+):
+    main(["build", "--corpus", str(corpus), "--index", str(tmp_path / "index")])
+    copy, own = tmp_path / "copy.mid", tmp_path / "own.mid"
+    TOKENIZER.to_score(TOKENIZER.encode(make_score(2, seconds=20.0))).dump_midi(copy)
+    make_score(60, seconds=20.0).dump_midi(own)
+    capsys.readouterr()
+    main(
+        ["check", str(copy), str(own), "--index", str(tmp_path / "index"), "--output_dir", str(tmp_path / "passages")]
+    )
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{copy}: COPY; ")
+    assert "as in 2.mid from 0.0 to" in first
+    assert second.startswith(f"{own}: original; ")
+    alike = [
+        read_line(Score(tmp_path / "passages" / f"copy-{which}.mid")).pitch.tolist() for which in ("own", "training")
+    ]
+    assert alike[0] == alike[1]
+    assert len(alike[0]) > 50
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["build", "--corpus", "absent", "--index", "index"], "absent is not a prepared corpus"),
+        (["check", "own.mid", "--index", "absent"], "absent holds no index; make one with the command build"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_code_2(words, complaint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert complaint in line
+
+
+def test_a_file_that_is_no_midi_is_named(index, tmp_path, capsys):
+    index.save(tmp_path / "index")
+    (tmp_path / "text.mid").write_text("no music")
+    with pytest.raises(SystemExit):
+        main(["check", str(tmp_path / "text.mid"), "--index", str(tmp_path / "index")])
+    assert "text.mid: not a MIDI file" in capsys.readouterr().err
+
+
+def test_an_index_that_is_saved_finds_the_same(index, pieces, tmp_path):
+    index.save(tmp_path)
+    loaded = Index.load(tmp_path)
+    plant = changed(excerpt(pieces["4.mid"], 3.0, 12.0), semitones=1)
+    assert loaded.examine(plant) == index.examine(plant)
+    assert loaded.normal == index.normal
