@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
-from tokenization import MusicTxTokenizer
+from tokenization import MidiGenerationPipeline, MusicTxTokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +29,7 @@ TINY = {
     "hidden_size=512, num_hidden_layers=6": "hidden_size=32, num_hidden_layers=1",
     "max_new_tokens=1024": "max_new_tokens=64",
     "max_new_tokens=2048": "max_new_tokens=128",
+    '"max_new_tokens": 2048': '"max_new_tokens": 128',
     "--seconds 30": "--seconds 1",
     "--output measured.json": "--output measured.json --length 32 --samples 2 --seconds 1",
     "seconds=30": "seconds=1",
@@ -75,8 +76,7 @@ def checkout(tmp_path_factory, make_score):
     shipped = checkout / "checkpoints" / "maestro-small"
     tokenizer = MusicTxTokenizer()
     config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)
-    MusicTxForCausalLM(config).save_pretrained(shipped)
-    tokenizer.save_pretrained(shipped)
+    MidiGenerationPipeline(model=MusicTxForCausalLM(config), tokenizer=tokenizer).save_pretrained(shipped)
 
     make_score(seconds=30).dump_midi(checkout / "performance.mid")
     (checkout / "my_midis").mkdir()
