@@ -40,6 +40,7 @@ SHOWN_ONLY = {
     "make demo": "continuous integration runs it as it stands, and it is slow to set up",
     "pip install": "tests install nothing; the Makefile installs the same extras on every new machine",
     "python -m hub.publish": "it sends; test_publish.py runs it against a Hub on this machine",
+    "python -m benchmarks": "it takes minutes; test_benchmarks.py runs each in small",
     "text": "a picture of the folders",
     "bibtex": "a citation",
 }
