@@ -198,8 +198,9 @@ def test_only_single_events_of_the_papers_encoding_have_a_grammar(make):
     assert make("Performance").has_events
     assert not make("Performance", "BPE").has_events
     assert not make("REMI").has_events
-    with pytest.raises(ValueError, match="must be one of the Performance encoding"):
-        MusicGrammar(make("REMI"))
+    for other in (make("REMI"), make("Performance", "BPE")):
+        with pytest.raises(ValueError, match="must be one of the Performance encoding"):
+            MusicGrammar(other)
 
 
 def test_a_learned_token_is_written_as_those_it_stands_for(make):

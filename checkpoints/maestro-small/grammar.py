@@ -341,6 +341,11 @@ def spans_of(tokenizer) -> dict[int, slice]:
     Raises:
         ValueError: If the vocabulary is another one.
     """
+    if not tokenizer.has_events:
+        # A trained vocabulary holds the events, too, and tokens of several beside them.
+        raise ValueError(
+            "The vocabulary is not of single events; the tokenizer must be one of the Performance encoding, untrained."
+        )
     vocabulary, spans = tokenizer.get_vocab(), {}
     for kind, tokens in TOKENS.items():
         ids = [vocabulary[token] for token in tokens if token in vocabulary]
