@@ -2,15 +2,19 @@
 # make test   the tests
 # make lint   ruff: rules and format
 #
+# make test-interop   the snippets of docs/transformers.md, with the packages that they name
+# make test-lowest    the tests, with the oldest versions that setup.cfg declares, in .venv-lowest
+#
 # Each sets up .venv first, once, and again when setup.cfg or constraints.txt change.
 # Needs Python 3.11 or newer and make, nothing else; another interpreter: make demo PYTHON=python3.13
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint
+.PHONY: demo test lint test-interop test-lowest
 
 demo: $(READY)
 	$(RUN) generate.py --output_dir samples
@@ -22,9 +26,22 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+test-interop: $(READY)
+	$(RUN) -m pip install --no-compile --constraint constraints.txt --editable ".[dev,interop]"
+	$(RUN) -m pytest tests/test_transformers.py
+
+test-lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/python -m pytest
+
 # --no-compile: Python compiles the few modules it imports faster than pip compiles them all.
 $(READY): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("%s is Python %d.%d; 3.11 or newer is needed: make PYTHON=python3.11" % (sys.executable, *sys.version_info[:2]))'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --no-compile --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(LOWEST)/.ready: setup.cfg
+	$(PYTHON) -m venv $(LOWEST)
+	sed -nE 's/^ +([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --no-compile --constraint $(LOWEST)/constraints.txt --editable ".[all,test]"
 	touch $@

@@ -173,6 +173,10 @@ def load(name, folder):
         fail(f"{name} cannot be loaded as a model: {error}")
     if not isinstance(tokenizer, MusicTxTokenizer):
         fail(f"{name} has a {type(tokenizer).__name__}; a model of music comes with a MusicTxTokenizer.")
+    try:
+        _ = tokenizer.token_seconds
+    except ValueError as error:
+        fail(f"{name} cannot be asked for seconds of music: {error}")
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), tokenizer
 
 
@@ -304,7 +308,7 @@ def sample(options, model, tokenizer, prompt, port, stopped):
     import torch
     from transformers import DynamicCache, set_seed
 
-    from tokenization import PIANO, LoopBreaker, MaxSeconds, MusicGrammar
+    from tokenization import PIANO, MaxSeconds, piano_manners
 
     # A prompt longer than what the model sees at once is taken by its end.
     window = model.config.sliding_window or len(prompt)
@@ -313,12 +317,12 @@ def sample(options, model, tokenizer, prompt, port, stopped):
 
     seconds = options.seconds
     given = {name: getattr(options, name) for name in ("max_polyphony", "max_note_seconds", "pitch_range")}
-    rules = PIANO | {name: value for name, value in given.items() if value is not None}
+    rules = {name: value for name, value in given.items() if value is not None}
     if options.ending:
-        rules |= {"close_after_seconds": seconds, "prompt_length": len(seen)}
-        seconds += rules["max_note_seconds"]
+        rules["close_after_seconds"] = seconds
+        seconds += rules.get("max_note_seconds", PIANO["max_note_seconds"])
     try:
-        manners = [MusicGrammar(tokenizer, before=[unseen], **rules), LoopBreaker(tokenizer)]
+        manners = piano_manners(tokenizer, before=[unseen], prompt_length=len(seen), **rules)
         streamer = make_streamer(options, tokenizer, unseen, port)
     except ValueError as error:
         fail(error)

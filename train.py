@@ -51,7 +51,7 @@ from corpus.dataset import (
 from evaluation.likelihood import negative_log_likelihood
 from evaluation.rendering import piano_roll
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
-from tokenization import PIANO, MidiGenerationPipeline, MusicGrammar, MusicTxTokenizer
+from tokenization import MidiGenerationPipeline, MusicTxTokenizer, piano_manners
 
 
 @dataclass
@@ -830,11 +830,7 @@ def write_sample(model, tokenizer, recipe: Recipe, path: Path):
     """A piece as long as a crop, from nothing, as MIDI and piano roll; always from the same random numbers."""
     torch.manual_seed(recipe.seed)
     start = torch.tensor([[tokenizer.bos_token_id]], device=model.device)
-    try:
-        grammar = [MusicGrammar(tokenizer, **PIANO)]
-    except ValueError:
-        grammar = []  # it knows one tokenization
-    ids = model.generate(start, max_length=recipe.sequence_length, logits_processor=grammar)
+    ids = model.generate(start, max_length=recipe.sequence_length, logits_processor=piano_manners(tokenizer))
     score = tokenizer.to_score(ids[0].tolist())
     score.dump_midi(path.with_suffix(".mid"))
     piano_roll(score, path.with_suffix(".png"))

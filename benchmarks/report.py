@@ -11,11 +11,11 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import attention, decoding, measure, training
+from benchmarks import attention, decoding, generation, measure, training
 
 ROOM = Path(__file__).parent
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
-BENCHMARKS = {"attention": attention, "training": training, "decoding": decoding}
+BENCHMARKS = {"attention": attention, "training": training, "decoding": decoding, "generation": generation}
 
 # One colour for each competitor, in every plot.
 COLOURS = {

@@ -1,7 +1,12 @@
 """The numbers that fix a Music Transformer's weights and logits."""
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers.utils.versions import require_version
+
+# Said before anything that an older or newer version may not have is imported.
+require_version("transformers>=5.23,<6", 'Try: pip install "transformers>=5.23,<6"')
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import PreTrainedConfig  # noqa: E402
 
 
 @strict

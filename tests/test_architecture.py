@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib
 import re
 import sys
 from importlib.metadata import packages_distributions
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+from modeling_music_tx import configuration_music_tx
+from tokenization import tokenization_music_tx
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,3 +162,14 @@ def test_what_a_file_imports_is_declared_where_its_room_is_installed_from(path):
     distributions = packages_distributions()
     for package in theirs(imports_of((ROOT / path).read_text(), optional=False)):
         assert {normal(name) for name in distributions.get(package, [package])} & declared(*extras), package
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.22.0", "6.0.0"])
+@pytest.mark.parametrize("traveller", [configuration_music_tx, tokenization_music_tx])
+def test_with_a_transformers_that_it_does_not_know_the_import_says_which_it_does(monkeypatch, traveller, version):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    (known,) = re.findall("^transformers.*", setup["options"]["install_requires"], re.MULTILINE)
+    monkeypatch.setattr("importlib.metadata.version", lambda package: version)
+    with pytest.raises(ImportError, match=f"{known} is required .* but found transformers=={version}"):
+        importlib.reload(traveller)

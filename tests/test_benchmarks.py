@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import attention, decoding, measure, report, training
+from benchmarks import attention, decoding, generation, measure, report, training
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +18,7 @@ QUICK = {
     attention: ["--backends", "blocked", "causal", "skewing", "bias", "--lengths", "96", "--dtypes", "fp32"],
     training: ["--dtypes", "fp32"],
     decoding: ["--batches", "1"],
+    generation: ["--prompts", "1"],
 }
 
 
@@ -36,6 +37,7 @@ def test_every_benchmark_runs_and_the_report_shows_what_it_measured(tmp_path, ca
         "| fp32 | skewing |",
         "Llama's step",
         "ours fp32 dynamic / ours fp32 none",
+        "the best draft",
         "plots/attention-cpu.png",
     ):
         assert shown in page
@@ -68,6 +70,14 @@ def test_a_wrong_cache_is_not_measured(monkeypatch):
     monkeypatch.setattr(decoding.StaticCache, "get_query_offset", lambda cache, layer: static(cache, layer) - 1)
     with pytest.raises(RuntimeError, match="static cache"):
         decoding.check_cache("static", model, length=12)
+
+
+def test_a_draft_that_changes_the_music_is_not_measured():
+    model = decoding.make_model("256", "cpu")
+    prompt = torch.tensor([[1, 5, 9, 5, 9]])
+    likeliest = model.generate(prompt, do_sample=False, max_new_tokens=1)[0, -1].item()
+    with pytest.raises(RuntimeError, match="censor changes what is generated"):
+        generation.check_draft(model, prompt, "censor", {"suppress_tokens": [likeliest]})
 
 
 def test_what_would_not_fit_is_left_out_and_said(monkeypatch, capsys):

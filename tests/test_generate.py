@@ -30,8 +30,11 @@ WINDOW = 64
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A model that has learned nothing, with its tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = MusicTxTokenizer()
+    return save_model(tmp_path_factory.mktemp("model"), MusicTxTokenizer())
+
+
+def save_model(folder, tokenizer):
+    """Save a model that has learned nothing, with its tokenizer."""
     torch.manual_seed(0)
     config = MusicTxConfig(
         vocab_size=len(tokenizer),
@@ -325,6 +328,22 @@ def test_a_key_held_since_before_what_the_model_sees_is_released(run, prompt, tm
 
 
 @pytest.mark.usefixtures("no_sound")
+def test_a_model_of_another_encoding_continues_music_and_refuses_what_only_a_grammar_can_do(
+    run, prompt, tmp_path, no_sound, capsys
+):
+    tokenizer = MusicTxTokenizer.from_pretrained(ROOT / "tests" / "saved_tokenizer_0_1" / "remi_bpe")
+    folder = save_model(tmp_path / "remi", tokenizer)
+    run("--model", folder, "--prompt", prompt, "--num_samples", 2, "--formats")
+    first, second = (Score(tmp_path / "samples" / f"sample-1-{number}.mid") for number in (1, 2))
+    assert first != second
+    assert min(first.note_num(), second.note_num()) > 10
+    for words in (["--ending"], ["--max_polyphony", 4], ["--stream"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            run("--model", folder, *words, "--overwrite")
+        assert "Performance encoding" in capsys.readouterr().err
+
+
 def test_a_prompt_may_be_one_note(run, tmp_path):
     score = Score(480)
     score.tracks.append(Track())

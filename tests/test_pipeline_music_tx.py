@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
+from miditok import TSD
 from symusic import Score
 from transformers import set_seed
 
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 from tokenization.grammar import MusicGrammar
-from tokenization.pipeline_music_tx import MidiGenerationPipeline
+from tokenization.pipeline_music_tx import MidiGenerationPipeline, piano_manners
 
 TOKENIZER = MusicTxTokenizer()
 WINDOW = 48
@@ -113,6 +114,20 @@ def test_an_ending_comes_to_rest_near_its_length(midi):
         assert all(note.time < 2000 for note in score.tracks[0].notes)
         assert score.end() <= 2500
         assert max(note.duration for note in score.tracks[0].notes) <= 500
+
+
+def test_a_model_of_another_encoding_continues_music_too_without_rules():
+    tokenizer = MusicTxTokenizer.from_miditok(TSD())
+    config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
+    midi = MidiGenerationPipeline(model=MusicTxForCausalLM(config), tokenizer=tokenizer, device="cpu", do_sample=True)
+    piece = tokenizer.to_score(tokenizer.convert_tokens_to_ids(["Pitch_60", "Velocity_63", "Duration_1.0.8"]))
+    assert piano_manners(tokenizer) == []
+    set_seed(1)
+    continued = midi(piece, seconds=600)  # few random tokens make a note
+    assert continued.note_num() > 1
+    assert continued.tracks[0].notes[0].pitch == 60
+    with pytest.raises(ValueError, match="max_polyphony: there is a grammar for the Performance encoding"):
+        midi(piece, seconds=2, rules={"max_polyphony": 2})
 
 
 def test_options_out_of_range_and_files_that_are_no_music_are_refused(midi, broken_midis):

@@ -27,6 +27,7 @@ TINY = {
     " --hidden_size 32 --num_hidden_layers 1 --mixed_precision no",
     "accelerate launch": "accelerate launch --cpu --num_processes 1",
     "hidden_size=512, num_hidden_layers=6": "hidden_size=32, num_hidden_layers=1",
+    "--vocab_size 2000": "--vocab_size 400",
     "max_new_tokens=1024": "max_new_tokens=64",
     "max_new_tokens=2048": "max_new_tokens=128",
     '"max_new_tokens": 2048': '"max_new_tokens": 128',

@@ -1,11 +1,8 @@
 """The tokenizer as a user of Transformers and of MidiTok meets it."""
 
-import configparser
 import copy
-import importlib
 import os
 import pickle
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +16,7 @@ from miditok import REMI
 from symusic import ControlChange, Note, Score, Tempo, Track
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from tokenization import MusicTxTokenizer, Performance, tokenization_music_tx
+from tokenization import MusicTxTokenizer, Performance
 
 TOKENIZER = MusicTxTokenizer()
 BROKEN = {
@@ -371,13 +368,3 @@ def test_a_score_for_an_instrument_without_notes_beside_the_piano_changes_nothin
     ids = TOKENIZER.encode(score)
     score.tracks.append(Track(program=52))
     assert TOKENIZER.encode(score) == ids
-
-
-@pytest.mark.parametrize("version", ["4.57.6", "5.22.0", "6.0.0"])
-def test_with_a_transformers_that_it_does_not_know_the_import_says_which_it_does(monkeypatch, version):
-    setup = configparser.ConfigParser()
-    setup.read(Path(__file__).parents[1] / "setup.cfg")
-    (known,) = re.findall("^transformers.*", setup["options"]["install_requires"], re.MULTILINE)
-    monkeypatch.setattr("importlib.metadata.version", lambda package: version)
-    with pytest.raises(ImportError, match=f"{known} is required .* but found transformers=={version}"):
-        importlib.reload(tokenization_music_tx)

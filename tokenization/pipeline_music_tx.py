@@ -2,11 +2,12 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Pipeline
+from transformers import LogitsProcessor, Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
 from .grammar import PIANO, MaxSeconds, MusicGrammar
@@ -40,7 +41,7 @@ class MidiGenerationPipeline(Pipeline):
             prompt_seconds: How much of the piece is continued; all of it if not given. What is longer than the model's
                 window stays in the music, but the model sees only its end.
             ending: Whether the music comes to an end after its seconds, rather than being cut.
-            rules: Options of `MusicGrammar` that differ from those of a piano.
+            rules: Options of `MusicGrammar` that differ from those of a piano; it knows the paper's encoding alone.
             output: "score" for a `symusic.Score`; "bytes" for those of a MIDI file; or a folder, where the music is
                 written to a new file whose path is returned. "score" if not given.
             **kwargs: What `generate` takes, such as `temperature` or `num_return_sequences`; and the library's own
@@ -88,13 +89,13 @@ class MidiGenerationPipeline(Pipeline):
         ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
         # What the model does not see, padded on the left like what it does.
         before = inputs["music"][:, :-length]
-        rules = {**PIANO, **(rules or {}), "prompt_length": length, "before": before.tolist()}
+        rules = rules or {}
         stopping = list(generate_kwargs.pop("stopping_criteria", ()))
         if ending:
-            rules["close_after_seconds"] = seconds
+            rules = {**rules, "close_after_seconds": seconds}
         else:
             stopping.append(MaxSeconds(self.tokenizer, seconds, length))
-        manners = [MusicGrammar(self.tokenizer, **rules), LoopBreaker(self.tokenizer)]
+        manners = piano_manners(self.tokenizer, before=before.tolist(), prompt_length=length, **rules)
         generate_kwargs = self._prepare_generate_kwargs(
             {"max_new_tokens": SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * seconds)} | generate_kwargs
         )
@@ -136,6 +137,32 @@ class MidiGenerationPipeline(Pipeline):
         custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory)
+
+
+def piano_manners(
+    tokenizer, *, before: Sequence[Sequence[int]] = ((),), prompt_length: int = 0, **rules
+) -> list[LogitsProcessor]:
+    """Keep what a model plays well-formed, within a piano's bounds and out of loops.
+
+    Args:
+        tokenizer: A tokenizer of this house.
+        before: As for `MusicGrammar`.
+        prompt_length: As for `MusicGrammar`.
+        **rules: Options of `MusicGrammar` that differ from `PIANO`.
+
+    Returns:
+        The processors that `generate` takes as `logits_processor`. None for encodings other than the paper's, which
+        no grammar knows: whatever ids they are given, MidiTok makes whole notes of them.
+
+    Raises:
+        ValueError: An option is out of range, or there is one for an encoding without a grammar.
+    """
+    if tokenizer.has_events:
+        grammar = MusicGrammar(tokenizer, before=before, prompt_length=prompt_length, **PIANO | rules)
+        return [grammar, LoopBreaker(tokenizer)]
+    if rules:
+        raise ValueError(f"{', '.join(rules)}: there is a grammar for the Performance encoding, untrained, alone.")
+    return []
 
 
 def _written(score, output: str | os.PathLike):
