@@ -1,14 +1,49 @@
-"""What music is like, in a dozen numbers: statistics of one score, and of a set of scores.
+"""What music is like, in numbers and histograms: of one piece, of a set, and of a set beside another.
+
+    python -m evaluation.metrics samples
+    python -m evaluation.metrics samples --reference maestro-v2.0.0 --seconds 30 --pedal
 
 Notes are taken as they are written. A recording that leans on the sustain pedal compares with generated music, whose
-notes last as long as they sound, once it has gone through the tokenizer: `tokenizer.to_score(tokenizer.encode(path))`.
+notes last as long as they sound, once it has gone through the tokenizer: `--pedal` here, and elsewhere
+`tokenizer.to_score(tokenizer.encode(path))`.
+
+Shape letters: N notes, W windows.
 """
 
+import argparse
+import json
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from symusic import Score
+
+from evaluation.comparison import compare
+
+# Times are sorted into half octaves of seconds, 12 ms to 8.6 s, and what lies beyond. None of the bounds is a multiple
+# of 10 ms, so that rounding does not decide.
+TIME_BOUNDS = 0.01 * 2 ** (0.25 + np.arange(20) / 2)
+
+# Velocities in fours, as the tokenizer writes them.
+VELOCITY_BOUNDS = np.arange(5, 128, 4)
+
+# Onsets as a pattern: recordings know no bars, so these are those of four quarters at 120, in sixteenths.
+BAR_SECONDS, BAR_CELLS = 2.0, 16
+
+# How far apart windows of a second are compared. What sounds on is alike for less than three seconds.
+# Source: the scales of Wu & Yang 2020 (arXiv 2008.01307), section 3.4.
+LAGS = {"short": slice(3, 8), "middle": slice(8, 15), "long": slice(15, None)}
+
+# Added to times that are counted in bars, cells or windows: many lie on a border, and rounding should not decide.
+ROUNDING_SECONDS = 5e-4
+
+# Notes in a row that are a figure: in a 64-bit integer there is room for eight keys.
+FIGURE_NOTES = 8
+
+# What tells how much music there is rather than what it is like.
+AMOUNTS = ("notes", "seconds")
 
 
 class Notes(NamedTuple):
@@ -39,14 +74,22 @@ def read_notes(score: Score) -> Notes:
     return Notes(time[order], (time + duration)[order], pitch[order].astype(int), velocity[order].astype(int))
 
 
-def describe(score: Score) -> dict[str, float]:
-    """Count and average over the notes of one score.
+def cut(notes: Notes, seconds: float) -> Notes:
+    """Return the notes that begin within some seconds of the first one; all end when these are over."""
+    limit = notes.start.min(initial=np.inf) + seconds
+    start, end, pitch, velocity = (field[notes.start < limit] for field in notes)
+    return Notes(start, np.minimum(end, limit), pitch, velocity)
+
+
+def describe(music: "Score | Notes") -> dict[str, float]:
+    """Count and average over the notes of one piece.
 
     Args:
-        score: The notes; drums are left out.
+        music: The notes; a score's drums are left out.
 
     Returns:
-        The statistics by name; a score without notes has only the first two.
+        The statistics by name. A piece without notes has only the first two, one too short for a pattern, a lag or a
+        figure lacks that.
 
         - `notes`, `seconds`: how many, and how long from the first onset to the last release
         - `notes_per_second`
@@ -56,8 +99,12 @@ def describe(score: Score) -> dict[str, float]:
         - `pitch_class_entropy`: in bits; log2(12) = 3.58 when all twelve are struck equally often
         - `velocity_mean`, `velocity_std`
         - `note_seconds`: mean length of a note
+        - `grooving_similarity`: see there
+        - `self_similarity_short`, `_middle`, `_long`: see `self_similarity`; lags from 3, 8 and 15 seconds on
+        - `repeated_figures`: share of the runs of eight notes that strike the same keys as one before, 0..1
     """
-    start, end, pitch, velocity = read_notes(score)
+    notes = music if isinstance(music, Notes) else read_notes(music)
+    start, end, pitch, velocity = notes
     if len(start) == 0:
         return {"notes": 0.0, "seconds": 0.0}
     seconds = end.max() - start[0]
@@ -79,26 +126,244 @@ def describe(score: Score) -> dict[str, float]:
         "velocity_mean": velocity.mean(),
         "velocity_std": velocity.std(),
         "note_seconds": (end - start).mean(),
+        "grooving_similarity": grooving_similarity(notes),
     }
-    return {name: float(value) for name, value in statistics.items()}
+    similarity, pairs = self_similarity(notes)
+    for name, lags in LAGS.items():
+        if pairs[lags].sum():
+            statistics[f"self_similarity_{name}"] = np.average(similarity[lags], weights=pairs[lags])
+    statistics["repeated_figures"] = repeated_figures(notes)
+    return {name: float(value) for name, value in statistics.items() if value is not None}
 
 
-def describe_set(scores: Iterable[Score]) -> dict[str, tuple[float, float]]:
-    """Average `describe` over a set: each score counts the same, however long.
+def grooving_similarity(notes: Notes) -> float | None:
+    """Compare the onsets of every bar with those of every other, cell by cell; bars are `BAR_SECONDS` long.
 
     Args:
-        scores: The scores, at least one.
+        notes: The notes of a piece.
 
     Returns:
-        Mean and standard deviation (of the population) by name, each over the scores that have the statistic.
+        The share of cells that are the same, with an onset or without, 0..1; None for less than two bars.
+
+    Source:
+        Wu & Yang 2020 (arXiv 2008.01307), section 3.2.
+    """
+    bars = int((notes.end.max() - notes.start[0] + ROUNDING_SECONDS) / BAR_SECONDS)
+    if bars < 2:
+        return None
+    cell = ((notes.start - notes.start[0] + ROUNDING_SECONDS) * (BAR_CELLS / BAR_SECONDS)).astype(int)
+    pattern = np.zeros(bars * BAR_CELLS)
+    pattern[cell[cell < len(pattern)]] = 1
+    struck = pattern.reshape(bars, BAR_CELLS).sum(axis=0)
+    return 1 - 2 * (struck * (bars - struck)).sum() / (BAR_CELLS * bars * (bars - 1))
+
+
+def self_similarity(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
+    """Compare the harmony of every second with that of every later one: how long which pitch classes sound.
+
+    Args:
+        notes: The notes of a piece.
+
+    Returns:
+        The mean cosine, 0..1, of the seconds that are so many apart, 0 where there are none; and how many pairs of
+        sounding seconds there are, `[W]` both.
+    """
+    windows = int(notes.end.max() - notes.start[0] + ROUNDING_SECONDS)
+    borders = notes.start[0] + np.arange(windows + 1.0)
+    sounding = np.zeros((12, windows))
+    for pitch_class in range(12):
+        inside = notes.pitch % 12 == pitch_class
+        struck, released = (_time_since(times[inside], borders) for times in (notes.start, notes.end))
+        sounding[pitch_class] = np.diff(struck - released)
+    length = np.linalg.norm(sounding, axis=0)
+    is_sounding = length > 1e-6
+    direction = np.where(is_sounding, sounding, 0) / np.where(is_sounding, length, 1)
+    pairs = np.rint(_autocorrelation(is_sounding[None].astype(float))).astype(int)
+    return _autocorrelation(direction) / np.maximum(pairs, 1), pairs
+
+
+def _time_since(times: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """Sum up, at each border, how long ago each of the times was that have come, `[N]` and `[W]` to `[W]`."""
+    times = np.sort(times).astype(float)
+    come = np.searchsorted(times, borders)
+    return come * borders - np.append(0, np.cumsum(times))[come]
+
+
+def _autocorrelation(rows: np.ndarray) -> np.ndarray:
+    """Sum up the products of what is so many columns apart, `[12, W]` to `[W]`."""
+    # Twice the columns, so that the end does not meet the beginning.
+    size = 2 * max(rows.shape[1], 1)
+    return np.fft.irfft((abs(np.fft.rfft(rows, size)) ** 2).sum(axis=0), size)[: rows.shape[1]]
+
+
+def repeated_figures(notes: Notes) -> float | None:
+    """Count the runs of `FIGURE_NOTES` notes whose keys were struck in this order before.
+
+    Args:
+        notes: The notes of a piece.
+
+    Returns:
+        Their share of all such runs, 0..1; None for less than two runs.
+    """
+    runs = len(notes.pitch) - FIGURE_NOTES + 1
+    if runs < 2:
+        return None
+    figures = np.zeros(runs, dtype=np.int64)
+    for place in range(FIGURE_NOTES):
+        figures = figures << 7 | notes.pitch[place : place + runs]
+    return 1 - len(np.unique(figures)) / runs
+
+
+def histograms(music: "Score | Notes") -> dict[str, np.ndarray]:
+    """Sort the notes of one piece.
+
+    Args:
+        music: The notes; a score's drums are left out.
+
+    Returns:
+        Shares that add up to 1, by name; none of a piece that has no two notes.
+
+        - `pitch_classes`: C to B, `[12]`
+        - `note_lengths`: between `TIME_BOUNDS`, `[21]`
+        - `inter_onsets`: the times from onset to onset, between the same, `[21]`
+        - `velocities`: in fours, `[32]`
+    """
+    start, end, pitch, velocity = music if isinstance(music, Notes) else read_notes(music)
+    if len(start) < 2:
+        return {}
+    return {
+        "pitch_classes": np.bincount(pitch % 12, minlength=12) / len(pitch),
+        "note_lengths": _shares(end - start, TIME_BOUNDS),
+        "inter_onsets": _shares(np.diff(start), TIME_BOUNDS),
+        "velocities": _shares(velocity, VELOCITY_BOUNDS),
+    }
+
+
+def _shares(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    return np.bincount(np.digitize(values, bounds), minlength=len(bounds) + 1) / len(values)
+
+
+def tabulate(pieces: Iterable["Score | Notes"]) -> dict[str, np.ndarray]:
+    """Take every statistic and histogram of every piece of a set.
+
+    Args:
+        pieces: The pieces, at least one.
+
+    Returns:
+        A row for each piece that has it, by name: `[pieces]` of statistics, `[pieces, bins]` of histograms.
 
     Raises:
-        ValueError: If the set is empty.
+        ValueError: The set is empty.
     """
-    columns: dict[str, list[float]] = {}
-    for score in scores:
-        for name, value in describe(score).items():
+    columns = {}
+    for piece in pieces:
+        notes = piece if isinstance(piece, Notes) else read_notes(piece)
+        for name, value in (describe(notes) | histograms(notes)).items():
             columns.setdefault(name, []).append(value)
     if not columns:
-        raise ValueError("There are no scores to describe; give at least one.")
-    return {name: (float(np.mean(values)), float(np.std(values))) for name, values in columns.items()}
+        raise ValueError("There are no pieces to describe; give at least one.")
+    return {name: np.array(rows) for name, rows in columns.items()}
+
+
+def read_folder(folder: Path, seconds: float | None = None, pedal: bool = False) -> dict[str, Notes]:
+    """Read all MIDI files of a folder and its subfolders; broken ones are named on stderr and passed over.
+
+    Args:
+        folder: The folder.
+        seconds: How much of each file is read, from its first note on; all of it if None.
+        pedal: Whether notes last as long as the sustain pedal holds them, and come on the tokenizer's grid.
+
+    Returns:
+        The notes of each file by its path, in order.
+
+    Raises:
+        ValueError: There is no MIDI file.
+    """
+    if pedal:
+        # Imported here, for it takes seconds.
+        from tokenization import MusicTxTokenizer
+
+        tokenizer = MusicTxTokenizer()
+    pieces = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi")):
+        try:
+            notes = read_notes(tokenizer.to_score(tokenizer.encode(path)) if pedal else Score(path))
+        except (OSError, RuntimeError, ValueError) as error:  # symusic raises RuntimeError for broken files
+            print(f"passed over {path}: {' '.join(str(error).split())}", file=sys.stderr)
+            continue
+        pieces[str(path)] = notes if seconds is None else cut(notes, seconds)
+    if not pieces:
+        raise ValueError(
+            f"{folder} holds no MIDI file that can be read; give a folder with .mid or .midi files in it."
+        )
+    return pieces
+
+
+def compare_tables(table: dict[str, np.ndarray], reference: dict[str, np.ndarray], seed: int = 0) -> dict:
+    """Compare two sets, and the halves of the second one: what music of one kind has in common with itself.
+
+    Args:
+        table: What `tabulate` makes of a set.
+        reference: The same of another.
+        seed: Of the halves and the bootstrap.
+
+    Returns:
+        By the name of each statistic and histogram that four pieces of the reference have, the fields of two
+        comparisons, of the `pieces` and of the `reference`.
+    """
+    found = {}
+    for name in table:
+        if name not in AMOUNTS and len(reference.get(name, ())) >= 4:
+            known = np.random.default_rng(seed).permutation(reference[name])
+            found[name] = {
+                "pieces": compare(table[name], known, seed)._asdict(),
+                "reference": compare(known[::2], known[1::2], seed)._asdict(),
+            }
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, describe, compare, and print; what a user can mend ends in one line and code 2."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.metrics", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder of MIDI files")
+    parser.add_argument("--reference", type=Path, help="folder of others, to compare with")
+    parser.add_argument(
+        "--seconds", type=float, help="how much of each file, from its first note on; all if not given"
+    )
+    parser.add_argument("--pedal", action="store_true", help="let notes last as long as the sustain pedal holds them")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers of every piece and the comparison")
+    args = parser.parse_args(arguments)
+    try:
+        pieces = read_folder(args.folder, args.seconds, args.pedal)
+        reference = read_folder(args.reference, args.seconds, args.pedal) if args.reference else {}
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+    table = tabulate(pieces.values())
+    found = {"pieces": {path: describe(notes) for path, notes in pieces.items()}}
+    heads = [f"{args.folder.name}: {len(pieces)}"]
+    rows = {name: [_spread(column)] for name, column in table.items()}
+    if reference:
+        known = tabulate(reference.values())
+        heads += [f"{args.reference.name}: {len(reference)}", "overlap", "overlap of its halves", "divergence"]
+        found["comparison"] = compare_tables(table, known, args.seed)
+        for name, row in rows.items():
+            row.append(_spread(known[name]) if name in known else "-")
+            if its := found["comparison"].get(name):
+                estimates = its["pieces"]["overlap"], its["reference"]["overlap"], its["pieces"]["divergence"]
+                row += [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in estimates]
+    for name, fields in {"": heads, **rows}.items():
+        print(f"{name.replace('_', ' '):24}" + "".join(f"{field:>22}" for field in fields))
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _spread(column: np.ndarray) -> str:
+    """Write mean and deviation; of histograms it takes a picture."""
+    return f"{column.mean():.4g} ± {column.std():.2g}" if column.ndim == 1 else "-"
+
+
+if __name__ == "__main__":
+    main()

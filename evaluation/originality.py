@@ -351,12 +351,17 @@ def index_corpus(train: Dataset, held_out: Dataset, tokenizer: MusicTxTokenizer)
 
     Returns:
         The index.
+
+    Raises:
+        ValueError: Nothing is left.
     """
     index = Index({piece["name"]: _line(piece, tokenizer) for piece in train.with_format("numpy")})
     known = _compositions(train)
     others = [
         row for row, composition in enumerate(_compositions(held_out)) if not composition or composition not in known
     ]
+    if not others:
+        raise ValueError("nothing is held out that is not also trained on: what is normal cannot be learned from it")
     excerpts = []
     for place in np.linspace(0, len(others), EXCERPTS, endpoint=False):
         line = _line(held_out.with_format("numpy")[others[int(place)]], tokenizer)

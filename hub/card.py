@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -38,6 +38,8 @@ class Facts:
         statistics: Rows of the table of finished music against the validation split:
             `{"notes per second": {"model": 9.1, "validation": 9.4}}`.
         memorization: Sentences: what was measured of copying from the training data, or that nothing was.
+        overlap: Rows of the table of how like the training split both are, from 0 to 1; it may be left out:
+            `{"notes per second": {"model": 0.91, "validation": 0.98}}`.
     """
 
     repository: str
@@ -54,6 +56,7 @@ class Facts:
     nll: dict[str, float]
     statistics: dict[str, dict[str, float]]
     memorization: str
+    overlap: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def read_facts(paths: list[Path]) -> Facts:
@@ -74,17 +77,19 @@ def read_facts(paths: list[Path]) -> Facts:
             found |= json.loads(path.read_text(encoding="utf-8"))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a JSON object of facts: {error}.") from error
-    names = [field.name for field in fields(Facts)]
+    names = [fact.name for fact in fields(Facts)]
     if unknown := sorted(found.keys() - set(names)):
         raise ValueError(f"unknown facts: {', '.join(unknown)}; the card knows {', '.join(names)}.")
-    if missing := [name for name in names if not found.get(name)]:
+    needed = [fact.name for fact in fields(Facts) if fact.default_factory is MISSING]
+    if missing := [name for name in needed if not found.get(name)]:
         raise ValueError(f"missing or empty facts: {', '.join(missing)}; add them to {paths[-1]}.")
     facts = Facts(**found)
-    if odd := [name for name, row in facts.statistics.items() if row.keys() != {"model", "validation"}]:
-        raise ValueError(f"statistics need the two numbers model and validation each: {', '.join(odd)}.")
-    numbers = [*facts.nll.values(), *(number for row in facts.statistics.values() for number in row.values())]
+    rows = [*facts.statistics.items(), *facts.overlap.items()]
+    if odd := [name for name, row in rows if row.keys() != {"model", "validation"}]:
+        raise ValueError(f"statistics and overlap need the two numbers model and validation each: {', '.join(odd)}.")
+    numbers = [*facts.nll.values(), *(number for _, row in rows for number in row.values())]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise ValueError("nll and statistics must be finite numbers; measure again what is not.")
+        raise ValueError("nll, statistics and overlap must be finite numbers; measure again what is not.")
     return facts
 
 

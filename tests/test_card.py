@@ -103,6 +103,8 @@ def test_a_gap_in_the_facts_is_named_and_no_card_is_written(folder, capsys, fact
         ({"perplexity": 12}, "perplexity"),
         ({"nll": {"validation": math.nan}}, "finite"),
         ({"statistics": {"polyphony": {"model": 3.0}}}, "polyphony"),
+        ({"overlap": {"silence": {"validation": 0.9}}}, "silence"),
+        ({"overlap": {"silence": {"model": math.inf, "validation": 0.9}}}, "finite"),
     ],
 )
 def test_a_fact_that_cannot_be_meant_is_refused(folder, capsys, change, word):
@@ -137,6 +139,17 @@ def test_facts_come_from_several_files_and_the_last_word_counts(folder):
     text = (folder / "README.md").read_text()
     assert "| validation | 1.875 |" in text
     assert "one GPU" in text
+
+
+def test_how_like_the_training_split_the_music_is_stands_in_a_table_where_it_was_measured(folder):
+    write(folder, FACTS)
+    without = (folder / "README.md").read_text()
+    write(folder, FACTS, {"overlap": {"notes per second": {"model": 0.875, "validation": 0.981}}})
+    text = (folder / "README.md").read_text()
+    assert "Yang & Lerch" not in without
+    table = "| | this model | MAESTRO v2.0.0, validation |\n|---|---|---|\n| notes per second | 0.88 | 0.98 |"
+    assert f"\n\n{table}\n\n## Limits\n" in text
+    assert text.startswith(without[: without.index("## Limits")])
 
 
 def test_a_folder_without_a_model_is_refused(folder, capsys):

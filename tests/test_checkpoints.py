@@ -22,7 +22,7 @@ def test_its_code_is_the_code_of_the_packages():
 
 def test_its_weights_are_small_and_nothing_in_it_is_pickled():
     assert sum(path.stat().st_size for path in CHECKPOINT.glob("*.safetensors")) <= 20_000_000
-    assert {path.suffix for path in CHECKPOINT.iterdir()} <= {".json", ".md", ".py", ".safetensors"}
+    assert {path.suffix for path in CHECKPOINT.iterdir()} <= {".json", ".md", ".mid", ".png", ".py", ".safetensors"}
 
 
 def test_its_shape_is_that_of_its_recipe():

@@ -1,12 +1,14 @@
-"""The statistics of a score, against a count by hand and against a count millisecond by millisecond."""
+"""The statistics of a score, against a count by hand, against plain loops, and against another library."""
 
+import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 from symusic import ControlChange, Note, Score, Tempo, Track
 
-from evaluation.metrics import describe, describe_set, read_notes
+from evaluation.metrics import TIME_BOUNDS, cut, describe, histograms, main, read_notes, self_similarity, tabulate
 
 
 def score_of(*notes, ticks_per_quarter=500, quarters_per_minute=120, is_drum=False):
@@ -51,6 +53,9 @@ def count_by_brute_force(notes):
         entropy -= share * math.log2(share) if share else 0
     mean_velocity = sum(velocities) / len(velocities)
     return {
+        **bar_by_bar(notes, first, last),
+        **second_by_second(notes, first, last),
+        **figure_by_figure([pitch for _, _, pitch, _ in sorted(notes, key=lambda note: (note[0], note[2]))]),
         "notes": len(notes),
         "seconds": len(sounding) / 1000,
         "notes_per_second": 1000 * len(notes) / len(sounding),
@@ -67,9 +72,42 @@ def count_by_brute_force(notes):
     }
 
 
+def bar_by_bar(notes, first, last):
+    """The similarity of bars of two seconds, sixteen cells each, pair by pair."""
+    bars = [set() for _ in range((last - first) // 2000)]
+    for start, *_ in notes:
+        bar, place = divmod(start - first, 2000)
+        if bar < len(bars):
+            bars[bar].add(place // 125)
+    pairs = [1 - len(one ^ other) / 16 for one, other in itertools.combinations(bars, 2)]
+    return {"grooving_similarity": sum(pairs) / len(pairs)} if pairs else {}
+
+
+def second_by_second(notes, first, last):
+    """The cosine of the pitch classes that sound in two seconds, pair by pair."""
+    windows = np.zeros(((last - first) // 1000, 12))
+    for window, (start, length, pitch, _) in itertools.product(range(len(windows)), notes):
+        begin, end = first + 1000 * window, first + 1000 * (window + 1)
+        windows[window, pitch % 12] += max(0, min(end, start + length) - max(begin, start))
+    found = {"short": [], "middle": [], "long": []}
+    for one, other in itertools.combinations(range(len(windows)), 2):
+        product = np.linalg.norm(windows[one]) * np.linalg.norm(windows[other])
+        if product and other - one >= 3:
+            name = "short" if other - one < 8 else "middle" if other - one < 15 else "long"
+            found[name].append(windows[one] @ windows[other] / product)
+    return {f"self_similarity_{name}": np.mean(values) for name, values in found.items() if values}
+
+
+def figure_by_figure(pitches):
+    """The share of runs of eight notes that were there before."""
+    runs = [tuple(pitches[place : place + 8]) for place in range(len(pitches) - 7)]
+    return {"repeated_figures": 1 - len(set(runs)) / len(runs)} if len(runs) > 1 else {}
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_statistics_equal_a_count_of_every_millisecond(seed):
-    notes = random_notes(seed)
+def test_statistics_equal_a_count_of_every_millisecond_and_every_pair(seed):
+    # Few keys, so that figures come again.
+    notes = [(start, length, pitch % (2 + seed), velocity) for start, length, pitch, velocity in random_notes(seed)]
     assert describe(score_of(*notes)) == pytest.approx(count_by_brute_force(notes), rel=1e-4, abs=1e-5)
 
 
@@ -149,14 +187,139 @@ def test_pedals_change_nothing_because_notes_are_taken_as_written():
     assert describe(score) == dry
 
 
-def test_a_set_has_mean_and_deviation_over_its_scores_and_silent_ones_only_count_as_such():
+def scale(times, seconds=0.25):
+    """Plays up and down a scale of eight notes, so many times."""
+    keys = [60, 62, 64, 65, 67, 69, 71, 72] * times
+    return [(int(1000 * seconds * place), int(900 * seconds), key, 64) for place, key in enumerate(keys)]
+
+
+def test_a_loop_is_told_from_music_that_goes_on():
+    loop, once = (
+        describe(score_of(*scale(10))),
+        describe(score_of(*((200 * i, 200, 40 + 7 * i % 48, 64) for i in range(40)))),
+    )
+    assert loop["repeated_figures"] == pytest.approx(65 / 73)
+    assert once["repeated_figures"] == 0
+    assert loop["grooving_similarity"] == 1
+
+
+def test_what_returns_after_twenty_seconds_shows_at_that_lag():
+    theme = [(1000 * second, 1000, 60 + 7 * second % 12, 64) for second in range(10)]
+    other = [(10_000 + 500 * place, 250, (61, 63)[place % 2], 64) for place in range(20)]
+    again = [(20_000 + start, *rest) for start, *rest in theme]
+    similarity, pairs = self_similarity(read_notes(score_of(*theme, *other, *again)))
+    assert pairs.tolist() == list(range(30, 0, -1))
+    assert similarity[20] == pytest.approx(1)
+    assert similarity[[19, 21]].max() < 0.1
+
+
+def test_silent_seconds_are_like_nothing_and_do_not_count():
+    similarity, pairs = self_similarity(read_notes(score_of((0, 1000, 60, 64), (5000, 1000, 72, 64))))
+    assert pairs.tolist() == [2, 0, 0, 0, 0, 1]
+    assert similarity == pytest.approx([1, 0, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_histograms_equal_those_of_numpy(seed):
+    start, length, pitch, velocity = (np.array(column) for column in zip(*sorted(random_notes(seed)), strict=True))
+    bounds = [-1, *TIME_BOUNDS, 1000]
+    expected = {
+        "pitch_classes": np.histogram(pitch % 12, range(13))[0],
+        "note_lengths": np.histogram(length / 1000, bounds)[0],
+        "inter_onsets": np.histogram(np.diff(start) / 1000, bounds)[0],
+        "velocities": np.histogram(velocity, range(1, 130, 4))[0],
+    }
+    found = histograms(score_of(*zip(start, length, pitch, velocity, strict=True)))
+    assert found.keys() == expected.keys()
+    for name, counts in expected.items():
+        assert found[name] == pytest.approx(counts / counts.sum())
+
+
+@pytest.mark.parametrize("notes", [[], [(0, 500, 60, 64)]])
+def test_less_than_two_notes_have_no_histograms(notes):
+    assert histograms(score_of(*notes)) == {}
+
+
+def test_pretty_midi_finds_the_same(tmp_path):
+    pretty_midi = pytest.importorskip("pretty_midi")
+    random = np.random.default_rng(0)
+    # Every key once, for the end of a note whose key is struck again is told in more than one way.
+    keys, starts, lengths = random.permutation(np.arange(21, 109)), random.integers(0, 30_000, 88), (20, 300, 2000)
+    score = score_of(*((start, random.choice(lengths), key, 64) for start, key in zip(starts, keys, strict=True)))
+    score.tempos.extend([Tempo(7000, 70), Tempo(11_000, 180)])
+    score.dump_midi(tmp_path / "piece.mid")
+
+    midi, found = pretty_midi.PrettyMIDI(str(tmp_path / "piece.mid")), describe(Score(tmp_path / "piece.mid"))
+    notes = [note for instrument in midi.instruments for note in instrument.notes]
+    start = midi.get_onsets()[0]
+    sounding = (midi.get_piano_roll(fs=2000)[:, int(2000 * start) :] > 0).sum(axis=0)
+    assert found["notes"] == len(notes) == 88
+    assert found["seconds"] == pytest.approx(midi.get_end_time() - start, rel=1e-4)
+    assert found["note_seconds"] == pytest.approx(np.mean([note.get_duration() for note in notes]), rel=1e-4)
+    assert found["silence"] == pytest.approx((sounding == 0).mean(), abs=0.002)
+    assert found["polyphony"] == pytest.approx(sounding[sounding > 0].mean(), rel=0.01)
+    assert histograms(Score(tmp_path / "piece.mid"))["pitch_classes"] == pytest.approx(
+        midi.get_pitch_class_histogram(normalize=True)
+    )
+
+
+def test_music_is_cut_so_many_seconds_after_its_first_note():
+    notes = cut(read_notes(score_of((1000, 5000, 60, 64), (2500, 100, 62, 64), (3000, 100, 64, 64))), seconds=2)
+    assert notes.start == pytest.approx([1, 2.5])
+    assert notes.end == pytest.approx([3, 2.6])
+
+
+def test_a_table_has_a_row_for_each_piece_that_has_the_statistic():
     low, high = score_of((0, 1000, 60, 40)), score_of((0, 1000, 64, 80), (1000, 1000, 64, 80))
-    found = describe_set([low, high, score_of()])
-    assert found["pitch_mean"] == (62, 2)
-    assert found["velocity_mean"] == (60, 20)
-    assert found["notes"] == pytest.approx((1, math.sqrt(2 / 3)))
+    table = tabulate([low, high, score_of()])
+    assert table["notes"].tolist() == [1, 2, 0]
+    assert table["pitch_mean"].tolist() == [60, 64]
+    assert table["pitch_classes"].shape == (1, 12)
 
 
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="at least one"):
-        describe_set([])
+        tabulate([])
+
+
+def test_the_command_describes_a_folder_and_passes_over_what_is_broken(midi_folder, broken_midis, tmp_path, capsys):
+    (midi_folder / "broken.mid").write_bytes(broken_midis["text"])
+    output = tmp_path / "found.json"
+    main([str(midi_folder), "--seconds", "5", "--output", str(output)])
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"passed over {midi_folder / 'broken.mid'}")
+    assert printed.err.count("\n") == 1
+    assert "midi: 6" in printed.out
+    pieces = json.loads(output.read_text())["pieces"]
+    (six,) = (piece for path, piece in pieces.items() if path.endswith("six.mid"))
+    assert six == describe(cut(read_notes(Score(midi_folder / "deeper" / "six.mid")), 5))
+    assert max(piece["seconds"] for piece in pieces.values()) == pytest.approx(5)
+
+
+def test_the_command_compares_a_folder_with_another_and_that_with_itself(midi_folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    score_of(*scale(4)).dump_midi(other / "scale.mid")
+    output = tmp_path / "found.json"
+    main([str(other), "--reference", str(midi_folder), "--output", str(output)])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("velocity std"))
+    compared = json.loads(output.read_text())["comparison"]["velocity_std"]
+    overlap, _, _ = compared["pieces"]["overlap"]
+    assert f"{overlap:.3f} [" in row
+    assert overlap < compared["reference"]["overlap"][0]
+
+
+def test_with_the_pedal_notes_last_as_long_as_they_sound(make_score, tmp_path):
+    make_score(seed=2).dump_midi(tmp_path / "piece.mid")
+    lengths = []
+    for pedal in ([], ["--pedal"]):
+        main([str(tmp_path), "--output", str(tmp_path / "found.json"), *pedal])
+        (piece,) = json.loads((tmp_path / "found.json").read_text())["pieces"].values()
+        lengths.append(piece["note_seconds"])
+    assert lengths[1] > 1.5 * lengths[0]
+
+
+def test_a_folder_without_music_ends_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
+    assert capsys.readouterr().err.count("\n") == 1

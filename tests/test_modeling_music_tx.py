@@ -35,6 +35,7 @@ def make_model(implementation="blocked_relative", seed=0, **fields):
 def small_blocks(monkeypatch):
     """More than one block of queries at the lengths used here."""
     monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(attention, "BLOCK_QUERIES", 32)
 
 
 @pytest.fixture

@@ -142,6 +142,8 @@ def test_compositions_that_both_splits_have_do_not_tell_what_is_normal(corpus):
     assert index.names == ["0.mid", "1.mid", "2.mid", "3.mid"]
     assert len(index.normal) == 64
     assert max(index.normal) < 20
+    with pytest.raises(ValueError, match="nothing is held out that is not also trained on"):
+        index_corpus(splits["train"], splits["validation"].select([0]), TOKENIZER)
 
 
 def test_the_command_line_builds_an_index_finds_the_copy_and_writes_both_passages(

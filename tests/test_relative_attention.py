@@ -43,6 +43,7 @@ def by_double_loop(query, key, value, embeddings, scaling, key_mask=None, window
 def small_blocks(monkeypatch):
     """Several blocks, and an odd last one, already at lengths that a double loop can walk."""
     monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(attention, "BLOCK_QUERIES", 32)
 
 
 CASES = {

@@ -25,13 +25,13 @@ PENALTY = 1e4
 
 
 class LoopBreaker(LogitsProcessor):
-    """Forbids the note that would carry a loop on.
+    """Forbids the keys of a loop, until other music has taken its place.
 
     Args:
         tokenizer: A tokenizer of the Performance encoding.
         max_repeated_notes: How many notes in a row may each repeat the key struck so many notes before, whatever that
-            number, from 1 to `MAX_LAG`. A note that does not takes a quarter off the count, so that a slip sets no
-            loop free.
+            number, from 1 to `MAX_LAG`. A note that does not takes a quarter off the count, and a loop that was found
+            stays forbidden until a tenth is left: a slip sets none free, some nine other notes do.
     """
 
     # There, rows of different ages share one sequence.
@@ -45,32 +45,36 @@ class LoopBreaker(LogitsProcessor):
         self._recall = Recall(self._begin, self._hear)
 
     @staticmethod
-    def _begin(row: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last keys struck, the newest first, and how long keys have been repeated at each lag, `[L]` both."""
-        return np.full(MAX_LAG, -1), np.zeros(MAX_LAG, dtype=np.int64)
+    def _begin(row: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The last keys struck, the newest first; at each lag for how long keys repeat, and whether that is a loop."""
+        return np.full(MAX_LAG, -1), np.zeros(MAX_LAG, dtype=np.int64), np.zeros(MAX_LAG, dtype=bool)
 
     def _hear(self, state: tuple, tokens: list[int], start: int) -> tuple:
-        keys, repeated = state
+        keys, repeated, is_loop = state
         for token in tokens:
             if self._on.start <= token < self._on.stop:
                 key = token - self._on.start
                 repeated = np.where(keys == key, repeated + 1, repeated * 3 // 4)
+                bound = np.where(is_loop, self._max_repeated_notes // 10, self._max_repeated_notes)
+                is_loop = repeated >= np.maximum(bound, 1)
                 keys = np.concatenate([[key], keys[:-1]])
-        return keys, repeated
+        return keys, repeated, is_loop
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Lower the scores of the notes that would carry a loop on.
+        """Lower the scores of the keys that go round and round.
 
         Args:
             input_ids: The sequences so far, `[B, T]`.
             scores: Scores of the next token, `[B, V]`.
 
         Returns:
-            The scores, those of such notes lowered out of reach.
+            The scores, those of such keys lowered out of reach.
         """
-        stuck = [keys[repeated >= self._max_repeated_notes] for keys, repeated in self._recall(input_ids)]
-        if any(len(keys) for keys in stuck):
+        # The shortest lag is the figure's length. All its keys are out of reach: it would go on in another order.
+        states = self._recall(input_ids)
+        figures = [keys[: is_loop.argmax() + 1] if is_loop.any() else keys[:0] for keys, _, is_loop in states]
+        if any(len(figure) for figure in figures):
             scores = scores.clone()
-            for row, keys in zip(scores, stuck, strict=True):
-                row[self._on][torch.from_numpy(np.unique(keys)).to(scores.device)] -= PENALTY
+            for row, figure in zip(scores, figures, strict=True):
+                row[self._on][np.unique(figure).tolist()] -= PENALTY
         return scores

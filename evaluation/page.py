@@ -1,0 +1,169 @@
+"""What a report's numbers say: the page in Markdown, and the facts for the model card."""
+
+from pathlib import Path
+
+# The statistics of the model card; the page has all.
+FOR_CARD = (
+    "notes_per_second",
+    "polyphony",
+    "silence",
+    "pitch_range",
+    "pitch_mean",
+    "pitch_class_entropy",
+    "velocity_mean",
+    "velocity_std",
+    "note_seconds",
+    "grooving_similarity",
+    "self_similarity_short",
+    "self_similarity_middle",
+    "self_similarity_long",
+    "repeated_figures",
+)
+
+
+def spell(name: str) -> str:
+    """Write the name of a statistic in words."""
+    return name.replace("_", " ")
+
+
+def facts_for_card(measured: dict) -> dict:
+    """Choose what `hub.card` asks for.
+
+    Args:
+        measured: What `evaluation.report` measured.
+
+    Returns:
+        The facts; without `window` and `nll` where no likelihood was taken.
+    """
+    statistics, comparison = measured["statistics"], measured["comparison"]
+    names = [name for name in FOR_CARD if name in statistics["model"]]
+    facts = {
+        "statistics": {
+            spell(name): {label: round(statistics[label][name][0], 3) for label in ("model", "validation")}
+            for name in names
+        },
+        "overlap": {
+            spell(name): {label: round(comparison[label][name]["overlap"][0], 3) for label in ("model", "validation")}
+            for name in comparison["model"]
+            if name in names or name in measured["histograms"]["model"]
+        },
+        "memorization": say_how_original(measured),
+    }
+    if measured["likelihood"]:
+        facts["window"] = measured["settings"]["length"]
+        facts["nll"] = {split: round(its["nats_per_token"], 4) for split, its in measured["likelihood"].items()}
+    return facts
+
+
+def say_how_original(measured: dict) -> str:
+    """Say in sentences whether what the model played copies the training set."""
+    originality = measured["originality"]
+    found, normal = list(originality["found"].values()), max(originality["normal"], default=0)
+    copies = sum(its["is_copy"] for its in found)
+    likeness = max(its["passage"]["likeness"] for its in found)
+    overlap = sum(its["overlap"] for its in found) / len(found)
+    verdict = f"{copies or 'None'} of the {len(found)} pieces {'exceed' if copies > 1 else 'exceeds'} that"
+    return (
+        f"{len(found)} pieces of {measured['settings']['seconds']:g} seconds that the model played from nothing were "
+        f"looked for in the {originality['pieces']:,} training pieces: in any key, a little faster or slower, and "
+        f"with some notes changed. Quotation is normal: among {len(originality['normal'])} minutes of held-out "
+        f"performances of other compositions, the one most like a training piece has {normal} notes in common with "
+        f"it, net of those that differ. {verdict}; the one most like a training piece has {likeness}. On average, "
+        f"{overlap:.1%} of a piece's runs of eight notes occur in the training set."
+    )
+
+
+def write_page(measured: dict) -> str:
+    """Write the page.
+
+    Args:
+        measured: What `evaluation.report` measured.
+
+    Returns:
+        Markdown, with links to the pictures beside it.
+    """
+    settings = measured["settings"]
+    parts = [
+        f"# {Path(settings['model']).name}, measured",
+        f"{settings['samples']} pieces of {settings['seconds']:g} seconds ([samples](samples)), played from nothing "
+        f"with top-p {settings['top_p']:g} and seed {settings['seed']}, beside the beginnings of real pieces.",
+        *_likelihood(measured),
+        *_music(measured),
+        "![Histograms](histograms.png)",
+        "## Structure",
+        "How alike the harmony of two seconds is, by how far they are apart: the mean cosine of how long each pitch "
+        "class sounds in them. The table has the means over short, middle and long lags.",
+        "![Self-similarity by lag](self_similarity.png)",
+        "## Originality",
+        say_how_original(measured),
+        *(f"- {line}" for line in measured["originality"]["lines"]),
+        "## Attention",
+        "How far each head looks, on validation music: the share of its attention that lies so many tokens back. The "
+        "heads of a layer are sorted from near to far.",
+        "![Attention by distance](attention.png)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _likelihood(measured: dict) -> list[str]:
+    if not measured["likelihood"]:
+        return []
+    rows = [
+        [
+            split,
+            f"{its['nats_per_token']:.4f}",
+            f"{its['nats_per_note']:.3f}",
+            f"{its['nats_per_second']:.2f}",
+            f"{its['accuracy']:.1%}",
+            f"{its['tokens']:,}",
+        ]
+        for split, its in measured["likelihood"].items()
+    ]
+    names = ["split", "nats per token", "per note", "per second of music", "guessed at once", "tokens"]
+    return [
+        "## Likelihood",
+        f"Of whole splits, each token predicted once, in windows of {measured['settings']['length']} tokens.",
+        _table(names, rows),
+    ]
+
+
+def _music(measured: dict) -> list[str]:
+    sets = list(measured["statistics"])
+    statistics = [
+        [
+            spell(name),
+            *(
+                f"{mean:.3g} ± {deviation:.2g}"
+                for mean, deviation in (its[name] for its in measured["statistics"].values())
+            ),
+        ]
+        for name in measured["statistics"]["model"]
+    ]
+    comparison = measured["comparison"]
+    rows = [
+        [
+            spell(name),
+            *(_estimate(comparison[label][name][kind]) for kind in ("overlap", "divergence") for label in comparison),
+        ]
+        for name in comparison["model"]
+    ]
+    return [
+        "## Music",
+        "Mean and deviation over the pieces; `evaluation/metrics.py` says how each is counted.",
+        _table(["", *sets], statistics),
+        "Distances to the training pieces beside the distances between these (Yang & Lerch 2020): overlap of both "
+        "densities, 1 if the music is alike, and their divergence in nats, 0 if it is. In brackets, where 95% of sets "
+        "of as many such pieces would lie. Validation is what real music reaches.",
+        _table(["", *(f"{kind}, {label}" for kind in ("overlap", "divergence") for label in comparison)], rows),
+    ]
+
+
+def _estimate(estimate: list[float]) -> str:
+    value, low, high = estimate
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _table(names: list[str], rows: list[list[str]]) -> str:
+    """Set a table, numbers to the right."""
+    rule = ["---", *["---:"] * (len(names) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, rule, *rows))
