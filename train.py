@@ -163,11 +163,17 @@ def main(argv: list[str]):
             if saved != step:
                 save_checkpoint(accelerator, model, optimizers, log, recipe, step)
             accelerator.print(f"SIGTERM: stopped after step {step}; go on with --resume_from_checkpoint latest.")
-            accelerator.end_training()
-            raise SystemExit(128 + signal.SIGTERM)
-        music = gather_model(accelerator, model, start.config, recipe)
-        on_main(accelerator, finish, music, tokenizer, log, recipe, step)
+        else:
+            music = gather_model(accelerator, model, start.config, recipe)
+            on_main(accelerator, finish, music, tokenizer, log, recipe, step)
+
+        # The wrapper of several processes goes before their group. As the last to hold it, it would also hold Python
+        # while it waits for the group's threads, and these may wait for Python.
+        del model
+        accelerator.free_memory()
         accelerator.end_training()
+        if stop:
+            raise SystemExit(128 + signal.SIGTERM)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,14 +10,19 @@ Row `M - 1 - d` of an embedding table holds distance `d` (the paper's order). Th
 meets along its keys then lie in the order of the keys, and the last row belongs to the query itself.
 """
 
+import math
+
 import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-# The scores of one block of queries should stay in the last-level cache between the passes over them. Measured on two
-# cores with 32 MB of it: 4 to 8 MB are best, 2 MB and 16 MB cost 10 to 30 percent.
+# Queries in a block: half as many cost 8 to 10 percent at 8,192 keys or a batch of 8, and nothing at 2,048 keys.
+BLOCK_QUERIES = 128
+
+# The scores of one block should stay in the last-level cache between the passes over them: a block has as many heads
+# as come to this. Measured on two cores with 32 MB of it: 4 to 8 MB are best, 2 MB and 16 MB cost 10 to 30 percent.
 BLOCK_BYTES = 2**22
 
 
@@ -133,6 +138,8 @@ def relative_logits(
     # An exported program takes other lengths than its example, and a view of the same memory would not.
     if isinstance(offset, torch.Tensor) or torch.compiler.is_exporting():
         distances = offset if given else pairwise_distances(query_length, key_length, offset, query.device)[None]
+        if not given and not torch.compiler.is_exporting():
+            relative_embeddings = relative_embeddings[:, -key_length:]  # farther than the keys reach is nobody
         products = (by_head @ relative_embeddings.transpose(1, 2)).view(heads, batch, query_length, -1)
         rows = _rows(distances, relative_embeddings).expand(heads, batch, query_length, key_length)
         return products.gather(-1, rows).transpose(0, 1)
@@ -220,10 +227,10 @@ def _blocked_backward(
         probabilities, kept = block.probabilities()
         grad_block = grad_output[block.heads, :, block.queries].reshape(block.query.shape)  # [N, c, D]
         grad_value[block.heads, :, block.keys] += block.unflatten(kept.transpose(1, 2) @ grad_block)
-        grad_kept = grad_block @ block.value.transpose(1, 2)  # [N, c, n]
+        grad_scores = torch.bmm(grad_block, block.value.transpose(1, 2), out=block.memory(2, *probabilities.shape))
         if dropout:
-            grad_kept.mul_(block.keep)
-        grad_scores = torch._softmax_backward_data(grad_kept, probabilities, -1, probabilities.dtype)
+            grad_scores.mul_(block.keep)
+        torch._softmax_backward_data(grad_scores, probabilities, -1, grad_scores.dtype, grad_input=grad_scores)
         grad_key[block.heads, :, block.keys] += block.unflatten(grad_scores.transpose(1, 2) @ block.query)
 
         # The view that read the relative logits writes their gradient, and so zeros for keys in the future where the
@@ -268,7 +275,7 @@ class _Block:
     Letters: G heads, N = G·B sequences, c queries, n keys.
     """
 
-    def __init__(self, heads, start, stop, query, key, value, table, hidden_keys, window, dropout, generator):
+    def __init__(self, heads, start, stop, query, key, value, table, hidden_keys, window, dropout, generator, pool):
         _, _, query_length, dim = query.shape
         reach = key.shape[2]
         last_key = reach - query_length + stop
@@ -283,7 +290,11 @@ class _Block:
         self.table = table[heads, self.rows]  # [G, n + 1, D]
         self.query_by_head = self.query.view(len(self.table), -1, dim)  # [G, B·c, D]
         self.hidden_keys = None if hidden_keys is None else hidden_keys[:, None, self.keys]  # [B, 1, n]
-        self.window, self.dropout, self.generator = window, dropout, generator
+        self.window, self.dropout, self.generator, self.pool = window, dropout, generator, pool
+
+    def memory(self, index: int, *shape: int) -> torch.Tensor:
+        """One of three matrices that all blocks share, one after the other: new memory costs when it is first used."""
+        return self.pool[index, : math.prod(shape)].view(shape)
 
     def unflatten(self, tensor: torch.Tensor) -> torch.Tensor:
         """[N, ...] to [G, B, ...]."""
@@ -296,8 +307,10 @@ class _Block:
     def probabilities(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention weights [N, c, n], before and after dropout."""
         block_length, length = self.query.shape[1], self.key.shape[1]
-        self.products = self.query_by_head @ self.table.transpose(1, 2)  # [G, B·c, n + 1]
-        scores = torch.baddbmm(self.skewed(self.products), self.query, self.key.transpose(1, 2))  # [N, c, n]
+        self.products = self.memory(0, *self.query_by_head.shape[:2], length + 1)  # [G, B·c, n + 1]
+        torch.bmm(self.query_by_head, self.table.transpose(1, 2), out=self.products)
+        scores = self.memory(1, len(self.query), block_length, length)  # [N, c, n]
+        torch.baddbmm(self.skewed(self.products), self.query, self.key.transpose(1, 2), out=scores)
 
         hidden = scores.new_full((block_length, block_length), -torch.inf)
         scores[:, :, length - block_length :] += hidden.triu(1)
@@ -309,7 +322,7 @@ class _Block:
             # The lowest number rather than infinity: a row of padding, with no key to see, stays finite.
             self.unflatten(scores).masked_fill_(self.hidden_keys, torch.finfo(scores.dtype).min)
 
-        probabilities = scores.softmax(-1)
+        probabilities = torch.softmax(scores, -1, out=scores)
         if not self.dropout:
             return probabilities, probabilities
         # Zeros, and `1 / (1 - dropout)` where a weight is kept.
@@ -321,19 +334,20 @@ class _Block:
 def _blocks(query, key, value, table, hidden_keys, window, dropout, seed):
     """The blocks of one call, in order: what each draws from the generator is the same whenever they are run."""
     heads, batch, query_length, _ = query.shape
-    reach = key.shape[2] if window is None else min(key.shape[2], window)
-    row_bytes = batch * reach * query.element_size()  # of the scores of one head and query
-    length = 1 << (BLOCK_BYTES // row_bytes).bit_length() >> 1
-    length = min(max(length, 32), 128)
-    group = min(max(BLOCK_BYTES // (row_bytes * length), 1), heads)
+    reach = key.shape[2] if window is None else min(key.shape[2], window + BLOCK_QUERIES - 1)
+    rows = batch * min(BLOCK_QUERIES, query_length)  # of the scores of one head
+    # A power of two and two sequences at least: cores share the products by sequence, as many for one as for another.
+    fitting = BLOCK_BYTES // (rows * reach * query.element_size())
+    group = min(max(1 << fitting.bit_length() >> 1, -(-2 // batch)), heads)
     generator = torch.Generator(query.device).manual_seed(seed.item()) if dropout else None
+    pool = query.new_empty(3, group * rows * (reach + 1))
     for first_head in range(0, heads, group):
-        for start in range(0, query_length, length):
+        for start in range(0, query_length, BLOCK_QUERIES):
             yield _Block(
                 slice(first_head, first_head + group),
                 start,
-                min(start + length, query_length),
-                *(query, key, value, table, hidden_keys, window, dropout, generator),
+                min(start + BLOCK_QUERIES, query_length),
+                *(query, key, value, table, hidden_keys, window, dropout, generator, pool),
             )
 
 
@@ -412,7 +426,7 @@ def blocked_attention_forward(
 
     bias = None
     if relative_embeddings is not None:
-        bias = relative_logits(query, relative_embeddings.to(query.dtype), key_length, offset) * scaling
+        bias = relative_logits(query * scaling, relative_embeddings.to(query.dtype), key_length, offset)
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=bias, **kwargs
     )

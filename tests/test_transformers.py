@@ -13,7 +13,10 @@ from tokenization import MusicTxTokenizer
 PAGE = (Path(__file__).parents[1] / "docs" / "transformers.md").read_text(encoding="utf-8")
 
 # What the page says -> what is run here: the graph is the same, and no compiler of C++ is needed.
-TINY = {"torch.compile(model, fullgraph=True)": 'torch.compile(model, fullgraph=True, backend="aot_eager")'}
+TINY = {
+    "torch.compile(model, fullgraph=True)": 'torch.compile(model, fullgraph=True, backend="aot_eager")',
+    "mode=None,": 'mode=None, backend="aot_eager",',
+}
 
 SNIPPETS = [
     (PAGE[: block.start(1)].count("\n") + 1, block[1])

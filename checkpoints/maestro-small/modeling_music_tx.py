@@ -39,7 +39,10 @@ class MusicTxLinear(nn.Linear):
         compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         if not (one_row and compiled and type(self.weight) is nn.Parameter):  # quantized weights are of other types
             return super().forward(input)
-        output = (self.weight * input.reshape(-1)).sum(-1)
+        # Of a strided view the compiler needs the memory: it writes the row down, and does not compute the
+        # normalisation or activation that the row comes from anew for every output.
+        row = input.reshape(-1).as_strided((self.in_features,), (1,))
+        output = (self.weight * row).sum(-1)
         return (output if self.bias is None else output + self.bias).view(*input.shape[:-1], -1)
 
 
@@ -141,7 +144,7 @@ class MusicTxAttention(nn.Module):
             kwargs.update(relative_embeddings=self.relative_embeddings, offset=offset)
         elif self.relative_embeddings is not None:
             embeddings = self.relative_embeddings.to(query.dtype)
-            kwargs["position_bias"] = relative_logits(query, embeddings, key.shape[2], offset) * self.scaling
+            kwargs["position_bias"] = relative_logits(query * self.scaling, embeddings, key.shape[2], offset)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention_interface(
             self,
