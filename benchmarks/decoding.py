@@ -348,7 +348,11 @@ def main(argv: list[str] | None = None):
         if name == "shipped":
             lower = in_lower_precision(ours)
             kinds = [kind for kind in ("dynamic", "compiled") if kind in args.caches]
-            more = measured(args, BY_PRECISION, lower, kinds, args.lengths[0], 1, bandwidth)
+            # One after the other: a compiled step that does not look at its modules would take the weights of the next
+            # model for its own, and read them in its own precision.
+            more = []
+            for precision, model in lower.items():
+                more += measured(args, BY_PRECISION, {precision: model}, kinds, args.lengths[0], 1, bandwidth)
             if args.corpus:
                 add_likelihoods(more, lower, args.corpus, args.windows)
             else:
