@@ -44,8 +44,12 @@ STEPS = (2 * LARGEST_INTERVAL + 1) * (len(GAP_BOUNDS) + 1)
 # ten remain.
 SEED_STEPS = 7
 
-# A seed that occurs more often, in trills and repeated notes, does not tell where a passage comes from.
+# A seed that occurs more often does not tell where a passage comes from.
 COMMONPLACE = 300
+
+# Nor does a figure of up to so many notes that is played again and again, in trills, tremolos and scales. It counts
+# for nothing while, of so many steps, all but a quarter at most are those of the time before.
+LONGEST_FIGURE, FIGURE_STEPS = 8, 12
 
 # How far two passages may drift apart by notes that only one of them has, and how many places are looked at closely.
 BAND, CANDIDATES = 64, 8
@@ -53,8 +57,8 @@ BAND, CANDIDATES = 64, 8
 # What an alignment gains by the same note, and loses by another one or one that is missing.
 SAME, OTHER, MISSING = 1, -1, -2
 
-# The excerpts of held-out music that tell what is normal.
-EXCERPTS, EXCERPT_SECONDS = 64, 60.0
+# The excerpts of held-out music that tell what is normal, each as long as the pieces that are looked at.
+EXCERPTS, EXCERPT_SECONDS = 512, 30.0
 
 ARRAYS, FACTS = "index.safetensors", "index.json"
 
@@ -81,7 +85,8 @@ class Passage(NamedTuple):
     """What a piece has in common with one of the training set.
 
     Args:
-        likeness: Notes that are the same, less those that are not; 0 if nothing was found.
+        likeness: Notes that are the same, less those that are not, without those that only go on with a figure; 0 if
+            nothing was found.
         start_seconds: Where it begins in the piece.
         end_seconds: Where its last note begins there.
         name: The training piece.
@@ -137,12 +142,34 @@ def seeds_of(line: Line) -> np.ndarray:
     Returns:
         A number for each note that so many steps follow, `[N - SEED_STEPS]`.
     """
-    interval = np.clip(np.diff(line.pitch.astype(np.int64)), -LARGEST_INTERVAL, LARGEST_INTERVAL) + LARGEST_INTERVAL
-    steps = (interval * (len(GAP_BOUNDS) + 1) + _gaps(line.onset)[1:]).astype(np.uint64)
+    steps = _steps(line)
     seeds = np.zeros(max(len(steps) - SEED_STEPS + 1, 0), dtype=np.uint64)
     for place in range(SEED_STEPS):
         seeds = seeds * np.uint64(STEPS) + steps[place : place + len(seeds)]
     return seeds
+
+
+def goes_on(line: Line) -> np.ndarray:
+    """Find the notes that only go on with a figure: most steps to them are those of the figure's time before.
+
+    Args:
+        line: The notes.
+
+    Returns:
+        Whether each does, `[N]`.
+    """
+    steps = _steps(line)
+    found = np.zeros(len(line.pitch), dtype=bool)
+    for period in range(1, LONGEST_FIGURE + 1):
+        same = np.cumsum(np.append(0, steps[period:] == steps[:-period]))
+        found[period + FIGURE_STEPS :] |= same[FIGURE_STEPS:] - same[:-FIGURE_STEPS] >= 0.75 * FIGURE_STEPS
+    return found
+
+
+def _steps(line: Line) -> np.ndarray:
+    """Number the steps from note to note, below STEPS, `[N - 1]`."""
+    interval = np.clip(np.diff(line.pitch.astype(np.int64)), -LARGEST_INTERVAL, LARGEST_INTERVAL) + LARGEST_INTERVAL
+    return (interval * (len(GAP_BOUNDS) + 1) + _gaps(line.onset)[1:]).astype(np.uint64)
 
 
 def _gaps(onset: np.ndarray) -> np.ndarray:
@@ -192,7 +219,7 @@ class Index:
         first = np.searchsorted(self.seeds, seeds)
         count = np.searchsorted(self.seeds, seeds, side="right") - first
         overlap = float((count > 0).mean()) if len(count) else 0.0
-        count[count > COMMONPLACE] = 0
+        count[(count > COMMONPLACE) | goes_on(line)[SEED_STEPS:]] = 0
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         own = np.repeat(np.arange(len(seeds)), count)
         theirs = self.places[np.repeat(first, count) + within].astype(np.int64)
@@ -200,8 +227,8 @@ class Index:
             return Originality(Passage(), 0, overlap, is_copy=False)
 
         order = np.lexsort((own, theirs - own))
-        goes_on = (np.diff((theirs - own)[order]) == 0) & (np.diff(own[order]) == 1)
-        run = np.diff(np.flatnonzero(np.concatenate([[True], ~goes_on, [True]]))).max()
+        is_next = (np.diff((theirs - own)[order]) == 0) & (np.diff(own[order]) == 1)
+        run = np.diff(np.flatnonzero(np.concatenate([[True], ~is_next, [True]]))).max()
         passage = self._most_alike(line, own, theirs)
         return Originality(passage, int(run) + SEED_STEPS, overlap, passage.likeness > max(self.normal, default=0))
 
@@ -236,7 +263,7 @@ class Index:
         place = np.clip(place, begin, end - 1)
         pitch = np.where(is_inside, self.line.pitch[place] - shift, -1)
         gap = np.digitize(np.diff(self.line.onset[place], axis=1, prepend=-np.inf), GAP_BOUNDS)
-        likeness, first, last, first_there, last_there = _align(pitch, gap, line.pitch, _gaps(line.onset))
+        likeness, first, last, first_there, last_there = _align(pitch, gap, line)
         best = likeness.argmax()
         there = self.line.start[place[best]]
         return Passage(
@@ -281,30 +308,30 @@ class Index:
         return index
 
 
-def _align(pitch: np.ndarray, gap: np.ndarray, own_pitch: np.ndarray, own_gap: np.ndarray) -> np.ndarray:
+def _align(pitch: np.ndarray, gap: np.ndarray, line: Line) -> np.ndarray:
     """Find the best local alignment of a piece in each of some bands, by the method of Smith & Waterman.
 
     Args:
         pitch: Training notes in the key of the piece, -1 where there are none, `[C, N + W - 1]`.
         gap: The gap before each, `[C, N + W - 1]`.
-        own_pitch: The notes of the piece, `[N]`; note n meets the W training notes from n on.
-        own_gap: The gap before each, `[N]`.
+        line: The N notes of the piece; note n meets the W training notes from n on.
 
     Returns:
         The score, the first and the last note, and the first and the last training note, `[5, C]`.
     """
     column, rows = np.arange(BAND), np.arange(len(pitch))
+    own_gap, weight = _gaps(line.onset), 1 - goes_on(line)
     # Score of the best alignment that ends at a note and a training note, and where that began, [C, W] each.
     score, began, began_there = np.zeros((3, len(pitch), BAND), dtype=np.int64)
     best = np.zeros((5, len(pitch)), dtype=np.int64)
-    for note in range(len(own_pitch)):
+    for note in range(len(line.pitch)):
         here = slice(note, note + BAND)
         begins = score == 0
-        is_same = (pitch[:, here] == own_pitch[note]) & (begins | (gap[:, here] == own_gap[note]))
+        is_same = (pitch[:, here] == line.pitch[note]) & (begins | (gap[:, here] == own_gap[note]))
         # The training set lacks this note: the training note stays, on the next column of the row above.
         above = np.pad(score[:, 1:], ((0, 0), (0, 1))) + MISSING
         above_began, above_there = (np.pad(field[:, 1:], ((0, 0), (0, 1))) for field in (began, began_there))
-        score = score + np.where(is_same, SAME, OTHER)
+        score = score + weight[note] * np.where(is_same, SAME, OTHER)
         began, began_there = np.where(begins, note, began), np.where(begins, note + column, began_there)
         is_above = above > score
         score = np.where(is_above, above, score)
@@ -341,13 +368,16 @@ def write_score(line: Line) -> Score:
     return score
 
 
-def index_corpus(train: Dataset, held_out: Dataset, tokenizer: MusicTxTokenizer) -> Index:
+def index_corpus(
+    train: Dataset, held_out: Dataset, tokenizer: MusicTxTokenizer, seconds: float = EXCERPT_SECONDS
+) -> Index:
     """Index the pieces of a corpus, and learn from those held out what is normal.
 
     Args:
         train: The training split.
         held_out: Another one. Compositions that both have are left out, as far as composer and title tell.
         tokenizer: The tokenizer that wrote them.
+        seconds: How long the pieces are that will be looked at: more music has more in common.
 
     Returns:
         The index.
@@ -366,8 +396,8 @@ def index_corpus(train: Dataset, held_out: Dataset, tokenizer: MusicTxTokenizer)
     for place in np.linspace(0, len(others), EXCERPTS, endpoint=False):
         line = _line(held_out.with_format("numpy")[others[int(place)]], tokenizer)
         # Of a piece that is visited more than once, another place each time.
-        start = (place % 1) * max(float(line.start[-1]) - EXCERPT_SECONDS, 0.0)
-        excerpts.append(excerpt(line, start, start + EXCERPT_SECONDS))
+        start = (place % 1) * max(float(line.start[-1]) - seconds, 0.0)
+        excerpts.append(excerpt(line, start, start + seconds))
     index.learn_what_is_normal(excerpts)
     return index
 
@@ -390,6 +420,9 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="index a training set")
     build.add_argument("--corpus", required=True, help="folder that corpus.prepare wrote")
+    build.add_argument(
+        "--seconds", type=float, default=EXCERPT_SECONDS, help="length of the pieces to check (default: %(default)s)"
+    )
     check = commands.add_parser("check", help="look for pieces in it")
     check.add_argument("midi", nargs="+", type=Path, help="MIDI files")
     check.add_argument("--output_dir", type=Path, help="where the passages that are alike are written, as MIDI")
@@ -399,7 +432,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if args.command == "build":
             corpus = load_corpus(args.corpus)
-            index = index_corpus(corpus["train"], corpus["validation"], load_tokenizer(args.corpus))
+            index = index_corpus(corpus["train"], corpus["validation"], load_tokenizer(args.corpus), args.seconds)
             index.save(args.index)
             print(f"{len(index.names):,} pieces, {len(index.line.pitch):,} notes")
             print(f"held-out music has up to {max(index.normal, default=0)} notes alike: {index.normal}")

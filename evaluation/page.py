@@ -66,9 +66,10 @@ def say_how_original(measured: dict) -> str:
     return (
         f"{len(found)} pieces of {measured['settings']['seconds']:g} seconds that the model played from nothing were "
         f"looked for in the {originality['pieces']:,} training pieces: in any key, a little faster or slower, and "
-        f"with some notes changed. Quotation is normal: among {len(originality['normal'])} minutes of held-out "
+        f"with some notes changed. Quotation is normal: of {len(originality['normal'])} excerpts as long of held-out "
         f"performances of other compositions, the one most like a training piece has {normal} notes in common with "
-        f"it, net of those that differ. {verdict}; the one most like a training piece has {likeness}. On average, "
+        f"it, net of those that differ, and without what only goes on with a trill, a scale or another figure. "
+        f"{verdict}; the one most like a training piece has {likeness}. On average, "
         f"{overlap:.1%} of a piece's runs of eight notes occur in the training set."
     )
 

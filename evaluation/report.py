@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     try:
         model, tokenizer, corpus = load(args)
-        index = originality.index_corpus(corpus["train"], corpus["validation"], tokenizer)
+        index = originality.index_corpus(corpus["train"], corpus["validation"], tokenizer, args.seconds)
         (args.output / "samples").mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         print(f"python -m evaluation.report: {' '.join(str(error).split())}", file=sys.stderr)

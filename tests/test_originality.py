@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 from symusic import Score
 
-from evaluation.originality import Index, Line, excerpt, index_corpus, main, read_line, seeds_of, write_score
+from evaluation.originality import (
+    EXCERPTS,
+    Index,
+    Line,
+    excerpt,
+    goes_on,
+    index_corpus,
+    main,
+    read_line,
+    seeds_of,
+    write_score,
+)
 from tokenization import MusicTxTokenizer
 
 TOKENIZER = MusicTxTokenizer()
@@ -116,6 +127,48 @@ def test_seeds_know_intervals_and_gaps_but_not_the_key(pieces):
     assert (seeds_of(line._replace(onset=line.onset * 3)) != seeds).any()
 
 
+def melody(pitch, seconds=0.08):
+    """One key after the other."""
+    onset = np.arange(len(pitch)) * seconds
+    return read_line(write_score(Line(onset, onset, onset + seconds, np.asarray(pitch), np.full(len(pitch), 64))))
+
+
+def joined(*lines):
+    """Music one after the other, a second between."""
+    parts, at = [], 0.0
+    for line in lines:
+        parts.append(line._replace(onset=line.onset + at, start=line.start + at, end=line.end + at))
+        at += float(line.end.max()) + 1
+    return Line(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def test_a_tremolo_is_no_copy_of_another_but_what_is_copied_beside_it_is_found(pieces):
+    index = Index(pieces | {"tremolo.mid": joined(pieces["0.mid"], melody([48, 60] * 100), pieces["1.mid"])})
+    alone = index.examine(melody([53, 65] * 75))
+    assert alone.passage.likeness < 15
+    assert alone.longest_run < 15
+    found = index.examine(joined(melody([53, 65] * 75), excerpt(pieces["3.mid"], 8.0, 22.0)))
+    assert found.passage.name == "3.mid"
+    assert found.passage.likeness > 50
+
+
+@pytest.mark.parametrize("period", [1, 3, 8])
+def test_a_figure_counts_until_it_has_been_heard_again(period):
+    figure = np.array([0, 4, 7, 12, 5, 9, 2, 11])[:period]
+    heard = goes_on(melody(48 + np.resize(figure, 80)))
+    assert heard[period + 12 :].all()
+    assert not heard[: period + 8].any()
+
+
+def test_a_slip_in_a_trill_is_no_new_figure():
+    heard = goes_on(melody(60 + np.array([0, 1] * 20 + [1, 0] * 20)))
+    assert heard[14:].all()
+
+
+def test_music_is_not_a_figure(pieces):
+    assert goes_on(pieces["2.mid"]).mean() < 0.05
+
+
 @pytest.fixture
 def corpus(make_score, tmp_path):
     """A prepared corpus whose first validation piece is of a composition that the training split has, too."""
@@ -140,7 +193,7 @@ def test_compositions_that_both_splits_have_do_not_tell_what_is_normal(corpus):
     splits = datasets.load_from_disk(corpus)
     index = index_corpus(splits["train"], splits["validation"], TOKENIZER)
     assert index.names == ["0.mid", "1.mid", "2.mid", "3.mid"]
-    assert len(index.normal) == 64
+    assert len(index.normal) == EXCERPTS
     assert max(index.normal) < 20
     with pytest.raises(ValueError, match="nothing is held out that is not also trained on"):
         index_corpus(splits["train"], splits["validation"].select([0]), TOKENIZER)
