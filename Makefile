@@ -14,13 +14,17 @@ LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
+# The files of tests side by side, each process on one core.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test test-lowest: export OMP_NUM_THREADS = 1
+
 .PHONY: demo test lint test-interop test-lowest
 
 demo: $(READY)
 	$(RUN) generate.py --output_dir samples
 
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) $(PYTEST)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -31,7 +35,7 @@ test-interop: $(READY)
 	$(RUN) -m pytest tests/test_transformers.py
 
 test-lowest: $(LOWEST)/.ready
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python $(PYTEST)
 
 # --no-compile: Python compiles the few modules it imports faster than pip compiles them all.
 $(READY): setup.cfg constraints.txt
