@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, make_dataclass
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -68,6 +68,10 @@ class Recipe:
     )
     sequence_length: int = field(default=1024, metadata={"help": "tokens per crop"})
     batch_size: int = field(default=4, metadata={"help": "crops per process and forward pass"})
+    short_fraction: float = field(
+        default=0.0,
+        metadata={"help": "share of the steps, at the beginning, with twice as many crops of half the length"},
+    )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
     max_steps: int = field(default=6000, metadata={"help": "optimizer steps"})
     optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "for the matrices of the layers"})
@@ -131,13 +135,13 @@ def main(argv: list[str]):
         optimizers = [optimizer.optimizer for optimizer in optimizers]  # whether they step is for train_step to say
         log = Log(accelerator, recipe, start.config)
         step = resume(accelerator, model, optimizers, log, recipe)
-        loader = accelerator.prepare(make_loader(corpus["train"], tokenizer, recipe, step, accelerator.num_processes))
+        loaders = make_loaders(corpus["train"], tokenizer, recipe, step, accelerator.num_processes)
         windows = EvaluationWindows(corpus["validation"], recipe.sequence_length)
 
     advice = f"; what stands in {recipe.output_dir} is whole: go on with --resume_from_checkpoint latest."
     with one_line_for(OSError, SafetensorError, FloatingPointError, advice=advice), Preemption() as preemption:
         log.begin(step)
-        batches = iter(loader)
+        batches = chain.from_iterable([accelerator.prepare(loader) for loader in loaders])
         saved, stop = None, False
         while not stop:
             if due(step, recipe.eval_steps, recipe) and not log.is_evaluated(step):
@@ -199,6 +203,10 @@ def parse(argv: list[str]) -> tuple[Recipe, Shape]:
     for name in ("batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps"):
         if getattr(recipe, name) < 1:
             parser.error(f"{name} ({getattr(recipe, name)}) must be at least 1.")
+    if not 0 <= recipe.short_fraction <= 1:
+        parser.error(f"short_fraction ({recipe.short_fraction}) must be from 0 to 1.")
+    if recipe.short_fraction and recipe.sequence_length % 2:
+        parser.error(f"sequence_length ({recipe.sequence_length}) must be even, for short_fraction to halve it.")
     try:
         MusicTxConfig(**given(shape))
     except (ValueError, StrictDataclassError) as error:
@@ -336,28 +344,41 @@ def make_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.
     return optimizers
 
 
-def make_loader(pieces, tokenizer, recipe: Recipe, step: int, num_processes: int) -> DataLoader:
-    """All the crops from a step on to the last, in order: which crop a step sees depends on the seed alone."""
-    crops = Crops(
-        pieces,
-        recipe.sequence_length,
-        recipe.seed,
-        augment=PaperAugmentation(tokenizer) if recipe.augment else None,
-        num_processes=num_processes,
-        batch_size=recipe.batch_size,
-    )
-    per_step = crops_per_step(recipe, num_processes)
-    return DataLoader(
-        Subset(crops, range(step * per_step, recipe.max_steps * per_step)),
-        recipe.batch_size,
-        num_workers=recipe.dataloader_num_workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+def make_loaders(pieces, tokenizer, recipe: Recipe, step: int, num_processes: int) -> list[DataLoader]:
+    """All the crops from a step on to the last, in order: which crop a step sees depends on the seed alone.
+
+    Short crops come first, where the recipe wants them: attention to them costs less, and what is far is learned last.
+    """
+    loaders = []
+    middle = math.ceil(recipe.short_fraction * recipe.max_steps)
+    for first, end in ((step, middle), (max(step, middle), recipe.max_steps)):
+        if first >= end:
+            continue
+        batch_size, length = batch_shape(first, recipe)
+        crops = Crops(
+            pieces,
+            length,
+            recipe.seed,
+            augment=PaperAugmentation(tokenizer) if recipe.augment else None,
+            num_processes=num_processes,
+            batch_size=batch_size,
+        )
+        per_step = batch_size * recipe.gradient_accumulation_steps * num_processes
+        loader = DataLoader(
+            Subset(crops, range(first * per_step, end * per_step)),
+            batch_size,
+            num_workers=recipe.dataloader_num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        loaders.append(loader)
+    return loaders
 
 
-def crops_per_step(recipe: Recipe, num_processes: int) -> int:
-    """How many crops all processes together see before the weights change."""
-    return recipe.batch_size * recipe.gradient_accumulation_steps * num_processes
+def batch_shape(step: int, recipe: Recipe) -> tuple[int, int]:
+    """Crops per process and forward pass, and tokens per crop."""
+    if step < recipe.short_fraction * recipe.max_steps:
+        return 2 * recipe.batch_size, recipe.sequence_length // 2
+    return recipe.batch_size, recipe.sequence_length
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -448,9 +469,10 @@ def name_crops(accelerator, losses: list[torch.Tensor], recipe: Recipe, step: in
     # Batches go round the processes in turn: [processes, passes] to the order of the crops.
     in_order = accelerator.gather(torch.stack(losses)).view(accelerator.num_processes, -1).T.flatten().tolist()
     suspects = [index for index, loss in enumerate(in_order) if not math.isfinite(loss)] or range(len(in_order))
-    first, size = step * crops_per_step(recipe, accelerator.num_processes), recipe.batch_size
-    spans = [(first + index * size, first + (index + 1) * size - 1) for index in suspects]
-    return "crops " + ", ".join(f"{low} to {high}" for low, high in spans)
+    size, length = batch_shape(step, recipe)
+    first = step * recipe.gradient_accumulation_steps * accelerator.num_processes
+    spans = [((first + index) * size, (first + index + 1) * size - 1) for index in suspects]
+    return f"crops {', '.join(f'{low} to {high}' for low, high in spans)} of {length} tokens"
 
 
 class Share(Dataset):
@@ -501,7 +523,8 @@ class Log:
 
     def __init__(self, accelerator, recipe: Recipe, config: MusicTxConfig):
         self.accelerator, self.recipe = accelerator, recipe
-        self.tokens_per_step = crops_per_step(recipe, accelerator.num_processes) * recipe.sequence_length
+        crops = recipe.batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
+        self.tokens_per_step = crops * recipe.sequence_length
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
         packages = ("accelerate", "datasets", "miditok", "numpy", "symusic", "torch", "transformers")
         self.run = {

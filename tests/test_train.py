@@ -136,6 +136,8 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
         ("corpus: a\noutput_dir: b\nmax_steps: many\n", "many"),
         ("corpus: a\noutput_dir: b\nhidden_size: 250\nnum_attention_heads: 8\n", "try 248 or 256"),
         ("corpus: a\noutput_dir: b\nsave_steps: 0\n", "save_steps (0) must be at least 1"),
+        ("corpus: a\noutput_dir: b\nshort_fraction: 2\n", "short_fraction (2.0) must be from 0 to 1"),
+        ("corpus: a\noutput_dir: b\nshort_fraction: 0.5\nsequence_length: 65\n", "(65) must be even"),
         ("output_dir: b\n", "--corpus"),
         ("just text", "field: value"),
         ("a: [", "cannot be read"),
@@ -290,6 +292,25 @@ def test_each_window_is_scored_by_one_process_and_all_take_equally_many(count):
     assert len({len(share) for share in shares}) == 1
     labels = [share[place]["labels"].item() for share in shares for place in range(len(share))]
     assert sorted(label for label in labels if label != train.IGNORED) == [0, 1, 2, 3, 4]
+
+
+def test_short_crops_come_first_twice_as_many_and_a_run_goes_on_in_either_part(corpus, tmp_path, monkeypatch):
+    shapes = []
+    train_step = train.train_step
+
+    def watched(accelerator, model, optimizers, batches, *arguments):
+        first = next(batches)
+        shapes.append(tuple(first["input_ids"].shape))
+        return train_step(accelerator, model, optimizers, iter([first]), *arguments)
+
+    monkeypatch.setattr(train, "train_step", watched)
+    short = {"short_fraction": 0.5, "save_steps": 1, "save_total_limit": 6}
+    weights = run(corpus, tmp_path, STEADY, short)
+    assert shapes == [(4, 32)] * 3 + [(2, 64)] * 3
+    assert json.loads((tmp_path / "run.json").read_text())["tokens"] == 6 * 128
+    for step in (4, 3, 2):
+        resumed = run(corpus, tmp_path, STEADY, short, {"resume_from_checkpoint": tmp_path / f"checkpoint-{step}"})
+        assert_same_weights(resumed, weights, rtol=0, atol=0)
 
 
 # What stops a training, and what goes on
@@ -460,7 +481,7 @@ def test_too_many_skipped_steps_end_the_run(corpus, tmp_path, capsys, monkeypatc
     assert stopped(corpus, tmp_path, STEADY, {"max_skipped_steps": 2}) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "3 steps had no finite loss and gradient, the last at step 5" in line
-    assert "crops 8 to 9" in line
+    assert "crops 8 to 9 of 64 tokens" in line
 
 
 def test_under_fp16_a_step_is_the_same_or_skipped_and_the_scale_falls_once():
