@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from symusic import Note, Score, Tempo, Track
@@ -47,9 +48,9 @@ SEED_STEPS = 7
 # A seed that occurs more often does not tell where a passage comes from.
 COMMONPLACE = 300
 
-# Nor does a figure of up to so many notes that is played again and again, in trills, tremolos and scales. It counts
-# for nothing while, of so many steps, all but a quarter at most are those of the time before.
-LONGEST_FIGURE, FIGURE_STEPS = 8, 12
+# Nor does a figure that goes on: a trill, a tremolo or a repeated chord, where so many notes in a row strike so few
+# keys; a scale or an arpeggio, where three in four steps of as many notes are those of up to so many notes before.
+FIGURE_NOTES, FIGURE_KEYS, FIGURE_PERIOD = 12, 4, 8
 
 # How far two passages may drift apart by notes that only one of them has, and how many places are looked at closely.
 BAND, CANDIDATES = 64, 8
@@ -150,7 +151,7 @@ def seeds_of(line: Line) -> np.ndarray:
 
 
 def goes_on(line: Line) -> np.ndarray:
-    """Find the notes that only go on with a figure: most steps to them are those of the figure's time before.
+    """Find the notes that only go on with a figure: with a few keys, or with the steps from note to note.
 
     Args:
         line: The notes.
@@ -158,11 +159,13 @@ def goes_on(line: Line) -> np.ndarray:
     Returns:
         Whether each does, `[N]`.
     """
-    steps = _steps(line)
-    found = np.zeros(len(line.pitch), dtype=bool)
-    for period in range(1, LONGEST_FIGURE + 1):
+    steps, found = _steps(line), np.zeros(len(line.pitch), dtype=bool)
+    if len(found) >= FIGURE_NOTES:
+        keys = np.sort(sliding_window_view(line.pitch, FIGURE_NOTES), axis=1)
+        found[FIGURE_NOTES - 1 :] = 1 + (np.diff(keys) != 0).sum(axis=1) <= FIGURE_KEYS
+    for period in range(1, FIGURE_PERIOD + 1):
         same = np.cumsum(np.append(0, steps[period:] == steps[:-period]))
-        found[period + FIGURE_STEPS :] |= same[FIGURE_STEPS:] - same[:-FIGURE_STEPS] >= 0.75 * FIGURE_STEPS
+        found[period + FIGURE_NOTES :] |= same[FIGURE_NOTES:] - same[:-FIGURE_NOTES] >= 0.75 * FIGURE_NOTES
     return found
 
 

@@ -152,17 +152,21 @@ def test_a_tremolo_is_no_copy_of_another_but_what_is_copied_beside_it_is_found(p
     assert found.passage.likeness > 50
 
 
-@pytest.mark.parametrize("period", [1, 3, 8])
-def test_a_figure_counts_until_it_has_been_heard_again(period):
-    figure = np.array([0, 4, 7, 12, 5, 9, 2, 11])[:period]
-    heard = goes_on(melody(48 + np.resize(figure, 80)))
-    assert heard[period + 12 :].all()
-    assert not heard[: period + 8].any()
-
-
-def test_a_slip_in_a_trill_is_no_new_figure():
-    heard = goes_on(melody(60 + np.array([0, 1] * 20 + [1, 0] * 20)))
-    assert heard[14:].all()
+@pytest.mark.parametrize(
+    ("pitch", "counted"),
+    [
+        (np.resize([60, 61], 80), 12),
+        (np.array([60, 61] * 20 + [61, 60, 60, 61, 66] + [60, 61] * 20), 12),
+        (np.resize([48, 52, 55, 60], 80), 12),
+        (np.arange(40, 100), 13),
+        (np.resize([0, 12, 24], 60) + np.arange(60) // 3, 15),
+    ],
+    ids=["trill", "trill with a slip", "repeated chord", "chromatic scale", "arpeggios"],
+)
+def test_a_figure_counts_no_longer_than_it_takes_to_be_heard(pitch, counted):
+    heard = goes_on(melody(pitch))
+    assert heard[counted:].all()
+    assert not heard[:9].any()
 
 
 def test_music_is_not_a_figure(pieces):
