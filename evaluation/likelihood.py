@@ -105,14 +105,14 @@ class ContextWindows(Dataset):
 
 @torch.no_grad()
 def score(
-    model: torch.nn.Module, windows: Dataset, batch_size: int = 8, autocast=nullcontext, progress: bool = False
+    model: torch.nn.Module, windows: Dataset, batch_size: int = 4, autocast=nullcontext, progress: bool = False
 ) -> Scores:
     """Score windows of a corpus; the same windows give the same numbers in any order and batch, but for rounding.
 
     Args:
         model: A causal language model; it is left in the mode it came in.
         windows: Examples with `input_ids` and `labels`, both `[L]`.
-        batch_size: Windows at a time.
+        batch_size: Windows at a time; on two cores 4 are a tenth faster than 8.
         autocast: Makes a context for the forward pass, for lower precision.
         progress: Whether to show a progress bar.
 
@@ -139,7 +139,7 @@ def score(
 
 
 def negative_log_likelihood(
-    model: torch.nn.Module, windows: Dataset, batch_size: int = 8, autocast=nullcontext, progress: bool = False
+    model: torch.nn.Module, windows: Dataset, batch_size: int = 4, autocast=nullcontext, progress: bool = False
 ) -> Likelihood:
     """Score windows of a corpus and add up; arguments as for `score`.
 
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--context", type=int, default=1, help="tokens that windows share; 1, as in the paper, if not given"
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="windows at a time (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=4, help="windows at a time (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file for the numbers and the curve along the window")
     args = parser.parse_args(arguments)
 

@@ -136,8 +136,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--splits",
         nargs="*",
         choices=("train", "validation", "test"),
-        default=["validation", "test"],
-        help="splits whose likelihood is taken, or none (default: validation test)",
+        default=["validation"],
+        help="splits whose likelihood is taken, or none (default: validation)",
     )
     parser.add_argument("--length", type=int, default=1024, help="tokens per window (default: %(default)s)")
     return parser.parse_args(arguments)
