@@ -77,7 +77,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_one_other_music(model, 
 
 def test_an_untrained_model_knows_nothing(measured):
     # Every one of 391 tokens is as likely as the next.
-    assert measured["likelihood"].keys() == {"validation", "test"}
+    assert measured["likelihood"].keys() == {"validation"}
     assert measured["likelihood"]["validation"]["nats_per_token"] == pytest.approx(5.97, abs=0.1)
 
 
@@ -132,7 +132,7 @@ def test_the_facts_are_such_as_the_card_asks_for(folder):
     facts = json.loads((folder / "facts.json").read_text())
     assert facts.keys() <= Facts.__dataclass_fields__.keys()
     assert facts["window"] == 64
-    assert facts["nll"].keys() == {"validation", "test"}
+    assert facts["nll"].keys() == {"validation"}
     assert facts["statistics"]["notes per second"].keys() == {"model", "validation"}
     assert facts["overlap"]["pitch classes"].keys() == {"model", "validation"}
     assert "None of the 3 pieces exceeds that" in facts["memorization"]
