@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from symusic import Score
 
+from benchmarks.originality import altered, joined
+from benchmarks.originality import main as plant_copies
 from evaluation.originality import (
     EXCERPTS,
     Index,
@@ -38,15 +40,8 @@ def index(pieces, make_score):
     return index
 
 
-def changed(line, semitones=0, stretch=1.0, other=0.0, missing=0.0):
-    """Alter music, and write and read it as a MIDI file would be."""
-    rng = np.random.default_rng(0)
-    is_other = rng.random(len(line.pitch)) < other
-    pitch = line.pitch.astype(int) + semitones + np.where(is_other, rng.integers(1, 5, len(line.pitch)), 0)
-    start, end = (np.round(stretch * field, 2) for field in (line.start, line.end))
-    kept = rng.random(len(pitch)) >= missing
-    fields = (start, start, end, pitch.astype(np.uint8), line.velocity)
-    return read_line(Score.from_midi(write_score(Line(*(field[kept] for field in fields))).dumps_midi()))
+def changed(line, **change):
+    return altered(line, np.random.default_rng(0), **change)
 
 
 @pytest.mark.parametrize(
@@ -133,15 +128,6 @@ def melody(pitch, seconds=0.08):
     return read_line(write_score(Line(onset, onset, onset + seconds, np.asarray(pitch), np.full(len(pitch), 64))))
 
 
-def joined(*lines):
-    """Music one after the other, a second between."""
-    parts, at = [], 0.0
-    for line in lines:
-        parts.append(line._replace(onset=line.onset + at, start=line.start + at, end=line.end + at))
-        at += float(line.end.max()) + 1
-    return Line(*map(np.concatenate, zip(*parts, strict=True)))
-
-
 def test_a_tremolo_is_no_copy_of_another_but_what_is_copied_beside_it_is_found(pieces):
     index = Index(pieces | {"tremolo.mid": joined(pieces["0.mid"], melody([48, 60] * 100), pieces["1.mid"])})
     alone = index.examine(melody([53, 65] * 75))
@@ -223,6 +209,13 @@ def test_the_command_line_builds_an_index_finds_the_copy_and_writes_both_passage
     ]
     assert alike[0] == alike[1]
     assert len(alike[0]) > 50
+
+
+def test_the_benchmark_plants_copies_and_counts_what_is_found(corpus, capsys):
+    plant_copies(["--corpus", str(corpus), "--trials", "2", "--seconds", "15"])
+    rows = capsys.readouterr().out.splitlines()[3:]
+    assert len(rows) == 5
+    assert rows[0].startswith("| exact | 2 of 2 | 2 of 2 |")
 
 
 @pytest.mark.parametrize(
