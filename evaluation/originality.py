@@ -323,7 +323,7 @@ def _align(pitch: np.ndarray, gap: np.ndarray, line: Line) -> np.ndarray:
         The score, the first and the last note, and the first and the last training note, `[5, C]`.
     """
     column, rows = np.arange(BAND), np.arange(len(pitch))
-    own_gap, weight = _gaps(line.onset), 1 - goes_on(line)
+    own_gap, counts = _gaps(line.onset), ~goes_on(line)
     # Score of the best alignment that ends at a note and a training note, and where that began, [C, W] each.
     score, began, began_there = np.zeros((3, len(pitch), BAND), dtype=np.int64)
     best = np.zeros((5, len(pitch)), dtype=np.int64)
@@ -334,7 +334,7 @@ def _align(pitch: np.ndarray, gap: np.ndarray, line: Line) -> np.ndarray:
         # The training set lacks this note: the training note stays, on the next column of the row above.
         above = np.pad(score[:, 1:], ((0, 0), (0, 1))) + MISSING
         above_began, above_there = (np.pad(field[:, 1:], ((0, 0), (0, 1))) for field in (began, began_there))
-        score = score + weight[note] * np.where(is_same, SAME, OTHER)
+        score = score + counts[note] * np.where(is_same, SAME, OTHER)
         began, began_there = np.where(begins, note, began), np.where(begins, note + column, began_there)
         is_above = above > score
         score = np.where(is_above, above, score)

@@ -48,7 +48,7 @@ def corpus(make_score, tmp_path_factory):
 
 
 def write(model, corpus, output, *more):
-    small = ["--length", "64", "--samples", "3", "--seconds", str(SECONDS)]
+    small = ["--length", "64", "--samples", "3", "--seconds", str(SECONDS), "--splits", "validation", "test"]
     report.main(["--model", str(model), "--reference", str(corpus), "--output", str(output), *small, *more])
     return json.loads((output / "report.json").read_text())
 
@@ -77,7 +77,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_one_other_music(model, 
 
 def test_an_untrained_model_knows_nothing(measured):
     # Every one of 391 tokens is as likely as the next.
-    assert measured["likelihood"].keys() == {"validation"}
+    assert measured["likelihood"].keys() == {"validation", "test"}
     assert measured["likelihood"]["validation"]["nats_per_token"] == pytest.approx(5.97, abs=0.1)
 
 
@@ -132,7 +132,7 @@ def test_the_facts_are_such_as_the_card_asks_for(folder):
     facts = json.loads((folder / "facts.json").read_text())
     assert facts.keys() <= Facts.__dataclass_fields__.keys()
     assert facts["window"] == 64
-    assert facts["nll"].keys() == {"validation"}
+    assert facts["nll"].keys() == {"validation", "test"}
     assert facts["statistics"]["notes per second"].keys() == {"model", "validation"}
     assert facts["overlap"]["pitch classes"].keys() == {"model", "validation"}
     assert "None of the 3 pieces exceeds that" in facts["memorization"]
