@@ -6,7 +6,7 @@
 Models: `shipped` is checkpoints/maestro-small (6 layers, width 256) and stands for every model of its shape; 256 and
 512 are new ones. Caches, filled with random keys and values to the length that is measured:
 
-- dynamic: Transformers' default, grows by concatenation.
+- dynamic: Transformers' default, grows by concatenation; ours in place.
 - static: allocated once.
 - compiled: static, with `torch.compile(model.forward, fullgraph=True, dynamic=False)` and an option by which a step
   does not look first whether every module is still as it was compiled, at batch size 1.
@@ -39,6 +39,7 @@ from benchmarks.models import llama, music_tx, num_parameters
 from corpus.dataset import EvaluationWindows, load_corpus
 from evaluation.likelihood import negative_log_likelihood
 from modeling_music_tx import MusicTxForCausalLM
+from modeling_music_tx.buffered_cache import use_buffers
 
 try:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
@@ -76,6 +77,8 @@ def make_cache(kind: str, model: PreTrainedModel, batch: int, length: int, spare
         return None
     static = kind in ("static", "compiled")
     cache = StaticCache(config=config, max_cache_len=length + spare) if static else DynamicCache(config=config)
+    if isinstance(model, MusicTxForCausalLM):
+        use_buffers(cache)  # as the model's first call would
     # One sequence's keys and values serve the whole batch: their bytes are copied, and the draw is short.
     shape = (2, 1, config.num_attention_heads, length, config.head_dim)
     generator = torch.Generator(model.device).manual_seed(0)
@@ -202,18 +205,18 @@ def measured(
         for kind in kinds
         if who == "ours" or kind in LLAMAS_CACHES
     }
-    # Caches of one kind are alike for models of one shape and dtype: they share one.
-    shared = {(kind, models[who, weights].dtype): models[who, weights] for who, weights, kind in rows}
-    held = sum(cache_bytes(model, kind, batch, length) for (kind, _), model in shared.items())
+    # Our models' caches of one kind and dtype are alike: they share one.
+    shared = {(who, kind, models[who, weights].dtype): models[who, weights] for who, weights, kind in rows}
+    held = sum(cache_bytes(model, kind, batch, length) for (_, kind, _), model in shared.items())
     if held > 0.6 * measure.memory_bytes(args.device):
         return [row | {"note": "left out: the caches need too much memory"} for row in rows.values()]
 
-    caches = {key: make_cache(key[0], model, batch, length, args.steps) for key, model in shared.items()}
+    caches = {key: make_cache(key[1], model, batch, length, args.steps) for key, model in shared.items()}
     ids = torch.randint(3, next(iter(models.values())).config.vocab_size, (batch, length), device=args.device)
     competitors = {}
     for who, weights, kind in rows:
         model = models[who, weights]
-        cache = caches[kind, model.dtype]
+        cache = caches[who, kind, model.dtype]
         window = model.config.sliding_window = WINDOW if kind == "sliding" else None
         call = ready(kind, model, ids, cache)
         run = functools.partial(timed, model, window, call, ids, cache, args.steps, args.device)

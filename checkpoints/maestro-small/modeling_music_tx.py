@@ -18,6 +18,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .buffered_cache import use_buffers
 from .configuration_music_tx import MusicTxConfig
 from .relative_attention import BLOCKED, relative_logits
 
@@ -294,6 +295,8 @@ class MusicTxModel(MusicTxPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if past_key_values is not None:
+            use_buffers(past_key_values)
         # A 4D mask over the queries alone is the caller's own layout; `generate` makes larger ones for static caches.
         own_layout = attention_mask is not None and attention_mask.shape[2:] == (inputs_embeds.shape[1],) * 2
         create_mask = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
