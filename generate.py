@@ -80,7 +80,7 @@ def make_parser():
     temperature, key = within(float, 0.01, 100), within(int, 0, 127)
     add("--temperature", metavar="T", type=temperature, default=1.0, help="tamer below 1, wilder above" + default)
     add("--top_k", metavar="K", type=within(int, 0, 1_000_000), default=0, help="keep so many tokens, 0 all" + default)
-    add("--top_p", metavar="P", type=within(float, 0.01, 1), default=0.95, help="keep so much chance, 1 all" + default)
+    add("--top_p", metavar="P", type=within(float, 0.01, 1), default=0.98, help="keep so much chance, 1 all" + default)
     add("--max_polyphony", metavar="N", type=within(int, 1, 128), help="most notes at once; no limit if not given")
     add("--max_note_seconds", metavar="S", type=duration, help="longest note; 10 if not given")
     add("--pitch_range", metavar=("LOW", "HIGH"), type=key, nargs=2, help="keys, 60 is C4; 21 108 if not given")

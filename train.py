@@ -830,8 +830,8 @@ def gather_model(accelerator, model, config: MusicTxConfig, recipe: Recipe) -> M
     loaded = copy.load_state_dict(weights, strict=False)  # tied weights have one name here
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     copy = copy.merge_and_unload() if recipe.lora_rank else copy
-    # How the finished model plays when nobody says otherwise.
-    copy.generation_config.update(do_sample=True, top_p=0.95, top_k=0)
+    # How the finished model plays when nobody says otherwise; docs/decisions.md tells what top_p does to its music.
+    copy.generation_config.update(do_sample=True, top_p=0.98, top_k=0)
     return copy.to(accelerator.device).eval()
 
 

@@ -130,7 +130,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=64, help="pieces that the model plays (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each (default: %(default)s)")
-    parser.add_argument("--top_p", type=float, default=0.95, help="share of the chance kept (default: %(default)s)")
+    parser.add_argument("--top_p", type=float, default=0.98, help="share of the chance kept (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same report (default: %(default)s)")
     parser.add_argument(
         "--splits",

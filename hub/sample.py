@@ -33,13 +33,13 @@ def add_sample(folder: Path, seconds: float = 30.0) -> None:
     set_seed(0)
     if _tells_seconds(tokenizer):
         midi = MidiGenerationPipeline(model=model, tokenizer=tokenizer)
-        score = midi(None, seconds=seconds, do_sample=True, top_p=0.95)
+        score = midi(None, seconds=seconds, do_sample=True, top_p=0.98)
         if not getattr(model.config, "custom_pipelines", None):
             midi.save_pretrained(folder)
     else:
         start = torch.tensor([[tokenizer.bos_token_id]])
         length = max(model.config.max_relative_distance, 512)
-        score = tokenizer.to_score(model.generate(start, do_sample=True, top_p=0.95, max_length=length)[0].tolist())
+        score = tokenizer.to_score(model.generate(start, do_sample=True, top_p=0.98, max_length=length)[0].tolist())
     score.dump_midi(folder / SAMPLE)
     piano_roll(score, folder / PICTURE)
 
