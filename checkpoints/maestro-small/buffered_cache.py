@@ -1,7 +1,6 @@
 """Keys and values that grow in place: a token is written behind those before, and nothing else moves.
 
-Transformers' dynamic cache concatenates, which copies all keys and values for every token: more than half of the time
-of eight samples at once on a CPU.
+Transformers' dynamic cache concatenates, which copies all keys and values for every token.
 
 Shape letters: B batch, H heads, N new keys, K keys, R rows of a buffer, D head dimension.
 """
