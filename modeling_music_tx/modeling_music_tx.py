@@ -3,8 +3,11 @@
 Shape letters: B batch, Q queries (the new tokens), K keys (cached and new), H heads, D head dimension, C hidden size.
 """
 
+import dataclasses
+import functools
 import math
 import os
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -26,6 +29,26 @@ try:
     from .relative_attention_triton import TRITON
 except ImportError:  # PyTorch for CPUs comes without Triton
     TRITON = None
+
+
+# Transformers calls the cache `cache` from 5.24 on and `past_key_values` before: in outputs, masks and layers.
+CACHE_NAME = (
+    "cache"
+    if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}
+    else ("past_key_values")
+)
+
+
+def accepts_cache(forward: Callable) -> Callable:
+    """Lets a `forward` with a parameter `past_key_values` take the cache as `cache` too, as Transformers 5.24 does."""
+
+    @functools.wraps(forward)
+    def renamed(self, *args, **kwargs):
+        if "cache" in kwargs:
+            kwargs["past_key_values"] = kwargs.pop("cache")
+        return forward(self, *args, **kwargs)
+
+    return renamed
 
 
 class MusicTxLinear(nn.Linear):
@@ -118,6 +141,7 @@ class MusicTxAttention(nn.Module):
                 torch.empty(self.num_heads, config.max_relative_distance, self.head_dim)
             )
 
+    @accepts_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -198,7 +222,7 @@ class MusicTxPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MusicTxDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = False
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -263,6 +287,7 @@ class MusicTxModel(MusicTxPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @accepts_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -288,7 +313,8 @@ class MusicTxModel(MusicTxPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         # A kernel from the Hub is set without being checked, and continuous batching brings a paged cache to any.
-        require_position_bias("paged" if "cache" in kwargs else self.config._attn_implementation)
+        is_paged = past_key_values is not None and not isinstance(past_key_values, Cache)
+        require_position_bias("paged" if is_paged else self.config._attn_implementation)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
@@ -304,8 +330,8 @@ class MusicTxModel(MusicTxPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE_NAME: past_key_values},
         )
 
         layout = position_ids if own_layout else None
@@ -323,10 +349,10 @@ class MusicTxModel(MusicTxPreTrainedModel):
                 hidden_states,
                 attention_mask=mask,
                 position_ids=layout,
-                past_key_values=past_key_values,
+                **{CACHE_NAME: past_key_values},
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(self.norm(hidden_states), past_key_values)
 
 
 def sinusoids(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
@@ -351,6 +377,7 @@ class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
         self.lm_head = MusicTxLinear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @accepts_cache
     @can_return_tuple
     def forward(
         self,
@@ -388,9 +415,9 @@ class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
 

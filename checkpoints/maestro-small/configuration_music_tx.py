@@ -55,7 +55,7 @@ class MusicTxConfig(PreTrainedConfig):
     """
 
     model_type = "music_tx"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     vocab_size: int = 391
     hidden_size: int = 256
