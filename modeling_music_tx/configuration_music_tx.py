@@ -2,8 +2,9 @@
 
 from transformers.utils.versions import require_version
 
-# Said before anything that an older or newer version may not have is imported.
-require_version("transformers>=5.23,<6", 'Try: pip install "transformers>=5.23,<6"')
+# Checked before anything is imported that other versions lack.
+require_version("transformers>=5.20,<6", 'Try: pip install "transformers>=5.20,<6"')
+require_version("torch>=2.12", 'Try: pip install "torch>=2.12"')
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
 from transformers import PreTrainedConfig  # noqa: E402

@@ -54,7 +54,7 @@ from .performance import (
 )
 
 # Other versions fail later and say less.
-require_version("transformers>=5.23,<6", 'Try: pip install "transformers>=5.23,<6"')
+require_version("transformers>=5.20,<6", 'Try: pip install "transformers>=5.20,<6"')
 
 # The kind of an id that stands for no event: padding, beginning, end.
 NO_EVENT = -1
