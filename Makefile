@@ -1,24 +1,26 @@
 # make demo   a sample from the shipped model: MIDI, sound and piano roll in samples/
-# make test   the tests
+# make test   the tests, with the versions that constraints.txt pins
 # make lint   ruff: rules and format
 #
 # make test-interop   the snippets of docs/transformers.md, with the packages that they name
-# make test-lowest    the tests, with the oldest versions that setup.cfg declares, in .venv-lowest
+# make test-lowest    the tests, with the oldest versions that setup.cfg allows, in .venv-lowest
+# make test-newest    the tests, with the newest versions that setup.cfg allows, in .venv-newest
 #
-# Each sets up .venv first, once, and again when setup.cfg or constraints.txt change.
+# Each sets up its environment first, once, and again when setup.cfg or constraints.txt change.
 # Needs Python 3.11 or newer and make, nothing else; another interpreter: make demo PYTHON=python3.13
 
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-# The files of tests side by side, each process on one core.
+# Several test files at a time, each process on one core.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
-test test-lowest: export OMP_NUM_THREADS = 1
+test test-lowest test-newest: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint test-interop test-lowest
+.PHONY: demo test lint test-interop test-lowest test-newest
 
 demo: $(READY)
 	$(RUN) generate.py --output_dir samples
@@ -37,6 +39,9 @@ test-interop: $(READY)
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python $(PYTEST)
 
+test-newest: $(NEWEST)/.ready
+	$(NEWEST)/bin/python $(PYTEST)
+
 # --no-compile: Python compiles the few modules it imports faster than pip compiles them all.
 $(READY): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("%s is Python %d.%d; 3.11 or newer is needed: make PYTHON=python3.11" % (sys.executable, *sys.version_info[:2]))'
@@ -44,8 +49,14 @@ $(READY): setup.cfg constraints.txt
 	$(RUN) -m pip install --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# PyTorch brings the release of Triton that it was built with: no floor of setup.cfg's can be asked for beside it.
 $(LOWEST)/.ready: setup.cfg
 	$(PYTHON) -m venv $(LOWEST)
-	sed -nE 's/^ +([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg > $(LOWEST)/constraints.txt
+	sed -nE '/triton/d; s/^ +([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --no-compile --constraint $(LOWEST)/constraints.txt --editable ".[all,test]"
+	touch $@
+
+$(NEWEST)/.ready: setup.cfg
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --no-compile --editable ".[all,test]"
 	touch $@
