@@ -308,7 +308,7 @@ def sample(options, model, tokenizer, prompt, port, stopped):
     import torch
     from transformers import DynamicCache, set_seed
 
-    from tokenization import PIANO, MaxSeconds, piano_manners
+    from tokenization import PIANO, MaxSeconds, piano_logits_processors
 
     # A prompt longer than what the model sees at once is taken by its end.
     window = model.config.sliding_window or len(prompt)
@@ -322,7 +322,7 @@ def sample(options, model, tokenizer, prompt, port, stopped):
         rules["close_after_seconds"] = seconds
         seconds += rules.get("max_note_seconds", PIANO["max_note_seconds"])
     try:
-        manners = piano_manners(tokenizer, before=[unseen], prompt_length=len(seen), **rules)
+        manners = piano_logits_processors(tokenizer, before=[unseen], prompt_length=len(seen), **rules)
         streamer = make_streamer(options, tokenizer, unseen, port)
     except ValueError as error:
         fail(error)

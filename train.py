@@ -51,7 +51,7 @@ from corpus.dataset import (
 from evaluation.likelihood import negative_log_likelihood
 from evaluation.rendering import piano_roll
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
-from tokenization import MidiGenerationPipeline, MusicTxTokenizer, piano_manners
+from tokenization import MidiGenerationPipeline, MusicTxTokenizer, piano_logits_processors
 
 
 @dataclass
@@ -859,7 +859,7 @@ def write_sample(model, tokenizer, recipe: Recipe, path: Path):
     """A piece as long as a crop, from nothing, as MIDI and piano roll; always from the same random numbers."""
     torch.manual_seed(recipe.seed)
     start = torch.tensor([[tokenizer.bos_token_id]], device=model.device)
-    ids = model.generate(start, max_length=recipe.sequence_length, logits_processor=piano_manners(tokenizer))
+    ids = model.generate(start, max_length=recipe.sequence_length, logits_processor=piano_logits_processors(tokenizer))
     score = tokenizer.to_score(ids[0].tolist())
     score.dump_midi(path.with_suffix(".mid"))
     piano_roll(score, path.with_suffix(".png"))

@@ -7,7 +7,7 @@ import torch
 from symusic import Score
 from transformers import set_seed
 
-from tokenization import MaxSeconds, MusicTxTokenizer, piano_manners
+from tokenization import MaxSeconds, MusicTxTokenizer, piano_logits_processors
 
 # MAESTRO averages 40 tokens per second, 116 in its busiest half minute; a model that needs more has lost its way.
 TOKENS_PER_SECOND = 160
@@ -42,7 +42,7 @@ def play(model, tokenizer: MusicTxTokenizer, samples: int, seconds: float, seed:
             top_p=top_p,
             top_k=0,
             max_new_tokens=int(seconds * TOKENS_PER_SECOND),
-            logits_processor=piano_manners(tokenizer),
+            logits_processor=piano_logits_processors(tokenizer),
             stopping_criteria=[MaxSeconds(tokenizer, seconds, prompt_length=1)],
         )
         scores += [tokenizer.to_score(row) for row in ids]

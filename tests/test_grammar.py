@@ -8,7 +8,7 @@ import torch
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
 from tokenization import MusicTxTokenizer
-from tokenization.grammar import PIANO, RECALL_TOKENS, MaxSeconds, MusicGrammar, Past
+from tokenization.grammar import CACHE_KEY_TOKENS, PIANO, GrammarState, MaxSeconds, MusicGrammar
 
 TOKENIZER = MusicTxTokenizer()
 IDS = {token.removesuffix("_None"): i for token, i in TOKENIZER.get_vocab().items()}
@@ -310,8 +310,8 @@ def test_rows_may_change_places_as_beams_do(pieces):
 def test_a_token_costs_the_same_however_long_the_sequence_and_wherever_its_row_goes(pieces, monkeypatch):
     rows = torch.tensor([piece[:400] for piece in pieces])
     heard = []
-    hear = Past.hear
-    monkeypatch.setattr(Past, "hear", lambda past, *event: (heard.append(event), hear(past, *event)))
+    advance = GrammarState.advance
+    monkeypatch.setattr(GrammarState, "advance", lambda state, *event: (heard.append(event), advance(state, *event)))
     rules = [MusicGrammar(TOKENIZER, **PIANO), MaxSeconds(TOKENIZER, 9.0, 1)]
     for rule in rules:
         rule(rows[:, :300], torch.zeros(len(rows), V))
@@ -344,7 +344,7 @@ def test_another_sequence_is_not_taken_for_the_last_one_even_in_its_memory():
 
 
 def test_a_key_is_remembered_however_long_it_sounds():
-    tones = RECALL_TOKENS // 2 * " NoteOn_60 TimeShift_100 NoteOff_60 TimeShift_50"
+    tones = CACHE_KEY_TOKENS // 2 * " NoteOn_60 TimeShift_100 NoteOff_60 TimeShift_50"
     music = torch.tensor([ids("BOS Velocity_62 NoteOn_50 TimeShift_1" + tones)])
     grammar = MusicGrammar(TOKENIZER)
     for t in range(1, music.shape[1] + 1):

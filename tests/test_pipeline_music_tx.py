@@ -13,7 +13,7 @@ from transformers import set_seed
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 from tokenization.grammar import MusicGrammar
-from tokenization.pipeline_music_tx import MidiGenerationPipeline, piano_manners
+from tokenization.pipeline_music_tx import MidiGenerationPipeline, piano_logits_processors
 
 TOKENIZER = MusicTxTokenizer()
 WINDOW = 48
@@ -121,7 +121,7 @@ def test_a_model_of_another_encoding_continues_music_too_without_rules():
     config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
     midi = MidiGenerationPipeline(model=MusicTxForCausalLM(config), tokenizer=tokenizer, device="cpu", do_sample=True)
     piece = tokenizer.to_score(tokenizer.convert_tokens_to_ids(["Pitch_60", "Velocity_63", "Duration_1.0.8"]))
-    assert piano_manners(tokenizer) == []
+    assert piano_logits_processors(tokenizer) == []
     set_seed(1)
     continued = midi(piece, seconds=600)  # few random tokens make a note
     assert continued.note_num() > 1

@@ -5,7 +5,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .midi_streamer import MidiStreamer
-from .pipeline_music_tx import TASK, MidiGenerationPipeline, piano_manners
+from .pipeline_music_tx import TASK, MidiGenerationPipeline, piano_logits_processors
 from .repetition import LoopBreaker
 from .tokenization_music_tx import MusicTxTokenizer, Performance
 
@@ -25,5 +25,5 @@ __all__ = [
     "MusicGrammar",
     "MusicTxTokenizer",
     "Performance",
-    "piano_manners",
+    "piano_logits_processors",
 ]

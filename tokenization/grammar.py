@@ -1,7 +1,7 @@
-"""Which token may follow which: the Performance encoding as a LogitsProcessor, and a stop by seconds of music.
+"""Constrained decoding: the grammar of the Performance encoding as a LogitsProcessor, and a stop by seconds of music.
 
-All that the rules ask of a sequence's past is a little state that each token moves on: which keys are down and since
-when, the velocity said last, the time. So a token costs the same after an hour as at the start.
+The rules depend on a small state that each token updates: which keys sound and since when, the last velocity, the
+time. So a token costs the same after an hour as at the start.
 
 Shape letters: B batch, T tokens, V vocabulary.
 """
@@ -31,41 +31,43 @@ TOKENS = {
     TIME_SHIFT: [f"TimeShift_{steps}" for steps in range(1, MAX_SHIFT_STEPS + 1)],
     VELOCITY: [f"Velocity_{velocity}" for velocity in VELOCITY_OF_BIN],
 }
-# What an id may be instead: the beginning or the end of a piece, or what says nothing.
+# Kinds of ids that are no events: BOS, EOS, and padding or other special tokens.
 BEGIN, END, NOTHING = -1, -2, -3
 
-# What a piano and its players do, for `MusicGrammar`: all of MAESTRO's keys; the length of 99.9% of its notes as they
-# sound, pedal and all, for a key that a model forgets to release would be lost to the rest of the piece; and a wait
-# that it exceeds less than twice an hour, mostly between movements.
+# Options of `MusicGrammar` for a piano, from MAESTRO: its range of keys; the length that 99.9% of its notes stay
+# below, pedal included, because a key that is never released could not be struck again; and the longest wait without
+# an onset, exceeded less than twice an hour, mostly between movements.
 PIANO = {"pitch_range": (21, 108), "max_note_seconds": 10.0, "max_rest_seconds": 10.0}
 
-# Music that is to close does so at a wait of a second, if there is one in the last ten seconds before (but no more
-# than the last quarter): in MAESTRO there are four such waits in a minute.
+# An ending is taken at a wait of a second without an onset in the last ten seconds (but no more than the last quarter)
+# before the limit: in MAESTRO there are four such waits in a minute.
 CLOSING_STEPS, CLOSING_REST_STEPS = 10 * STEPS_PER_SECOND, STEPS_PER_SECOND
 
-# A sequence is known again by so many of its newest tokens: ten seconds of music. Two of one length that agree in them
-# all and differ before would be taken for each other.
-RECALL_TOKENS = 256
+# The newest tokens that identify a sequence in the cache: ten seconds of music. Two sequences of one length that
+# differ only before them would share a state.
+CACHE_KEY_TOKENS = 256
 
-# So many sequences are remembered at least: beams change places, and assisted decoding takes tokens back.
-RECALL_SEQUENCES = 64
+# Sequences to keep at least: beam search reorders rows, and assisted decoding takes tokens back.
+CACHED_SEQUENCES = 64
 
 
-class Recall:
-    """Keeps a state for every sequence of a batch and moves it on by the newest token, wherever its row went.
+class PrefixStateCache:
+    """A cache from token prefixes to states, so that each call advances a row's state by its newest token only.
+
+    Rows may be reordered between calls: a state is looked up by the tokens of its row.
 
     Args:
-        begin: Makes the state of a sequence without tokens, given its row and the number of rows.
-        hear: Makes of a state, tokens and the position of the first of them the state after them; it leaves the state
-            that it is given as it is.
+        begin: Returns the state of an empty sequence, given its row and the number of rows.
+        advance: Returns the state after some tokens, given the state before them, the tokens and the position of the
+            first; it does not change the state that it is given.
     """
 
-    def __init__(self, begin: Callable, hear: Callable):
-        self._begin, self._hear = begin, hear
+    def __init__(self, begin: Callable, advance: Callable):
+        self._begin, self._advance = begin, advance
         self._known = {}
 
     def __call__(self, ids: torch.LongTensor) -> list:
-        """Bring every sequence up to date.
+        """Return the state of every sequence.
 
         Args:
             ids: The sequences so far, `[B, T]`.
@@ -74,36 +76,36 @@ class Recall:
             The state of each.
         """
         B, T = ids.shape
-        # The newest tokens alone leave an accelerator; on CPU, numpy cuts with less ado than torch.
-        tails = ids if ids.device.type == "cpu" else ids[:, -RECALL_TOKENS - 1 :].cpu()
+        # Copy only the newest tokens from an accelerator; on CPU, slicing in numpy is faster than in torch.
+        tails = ids if ids.device.type == "cpu" else ids[:, -CACHE_KEY_TOKENS - 1 :].cpu()
         states = []
-        for row, tail in enumerate(tails.numpy()[:, -RECALL_TOKENS - 1 :]):
+        for row, tail in enumerate(tails.numpy()[:, -CACHE_KEY_TOKENS - 1 :]):
             known = self._known.get((T - 1, tail[:-1].tobytes()))
             if known is None:
-                state = self._hear(self._begin(row, B), ids[row].tolist(), 0)
+                state = self._advance(self._begin(row, B), ids[row].tolist(), 0)
             else:
-                state = self._hear(known, tail[-1:].tolist(), T - 1)
-            self._known[T, tail[-RECALL_TOKENS:].tobytes()] = state
+                state = self._advance(known, tail[-1:].tolist(), T - 1)
+            self._known[T, tail[-CACHE_KEY_TOKENS:].tobytes()] = state
             states.append(state)
-        # A dictionary keeps the order in which its keys came.
-        while len(self._known) > max(RECALL_SEQUENCES, 2 * B):
+        # The oldest first: a dictionary keeps the order of insertion.
+        while len(self._known) > max(CACHED_SEQUENCES, 2 * B):
             del self._known[next(iter(self._known))]
         return states
 
 
-class Past:
-    """What the rules ask of the tokens so far.
+class GrammarState:
+    """The state of the grammar after some tokens.
 
     Attributes:
-        kind: What the newest one is; padding does not count.
+        kind: Kind of the newest token, padding aside.
         value: Its pitch, steps or velocity bin.
         time: Steps since the beginning.
         prompt_time: Steps until the end of the prompt.
-        onset: When a key last went down.
-        velocity: The bin said last, or None.
+        onset: Step of the last NoteOn.
+        velocity: The current velocity bin, or None.
         down: Which keys sound, bool, `[128]`.
-        struck: When each of them went down, the oldest first.
-        next_off, next_on: The lowest keys that may still come up and go down in this step.
+        struck: The step of the NoteOn of each sounding key, the oldest first.
+        next_off, next_on: The lowest keys that a NoteOff and a NoteOn may still name in this step.
     """
 
     def __init__(self):
@@ -112,18 +114,18 @@ class Past:
         self.down = np.zeros(NUM_PITCHES, dtype=bool)
         self.struck = {}
 
-    def copy(self) -> "Past":
-        """Make a past of its own that begins with this one."""
-        copy = Past.__new__(Past)
+    def copy(self) -> "GrammarState":
+        """Return a copy that can be advanced on its own."""
+        copy = GrammarState.__new__(GrammarState)
         copy.__dict__.update(self.__dict__, down=self.down.copy(), struck=self.struck.copy())
         return copy
 
-    def hear(self, kind: int, value: int):
-        """Move on by one token, whether the rules allow it or not.
+    def advance(self, kind: int, value: int):
+        """Update the state by one token, whether the rules allow it or not.
 
         Args:
-            kind: One of the kinds of event, BEGIN, END or NOTHING.
-            value: Accordingly a pitch, steps, a velocity bin, or 0.
+            kind: A kind of event, BEGIN, END or NOTHING.
+            value: Its pitch, steps or velocity bin, else 0.
         """
         if kind == TIME_SHIFT:
             self.time += value
@@ -145,36 +147,35 @@ class Past:
 
 
 class MusicGrammar(LogitsProcessor):
-    """Masks every token that would make the music malformed.
+    """Masks every token that would make the sequence malformed.
 
-    What it lets through is what the tokenizer itself could have written: a NoteOff only of a sounding key, a NoteOn
-    only of a silent one; within one step NoteOffs, then NoteOns, each by ascending pitch; a Velocity only if it is not
-    the current one and a NoteOn can follow; no TimeShift right after one that was not the longest; BOS and PAD never;
-    EOS only after the NoteOff that leaves silence. A piece begins with a Velocity.
+    It allows what the tokenizer itself could have written: a NoteOff only of a sounding key, a NoteOn only of a silent
+    one; within one step NoteOffs, then NoteOns, each by ascending pitch; a Velocity only if it changes the current one
+    and a NoteOn can follow; no TimeShift directly after one shorter than the longest; BOS and PAD never; EOS only
+    after the NoteOff that leaves silence. A piece begins with a Velocity.
 
-    A prompt may be any slice of music: what it leaves open is taken as it stands, its hanging NoteOffs do no harm, and
-    keys not struck in it or in `before` count as silent. Rows may be padded on the left, change places between calls
-    (beam search) and take tokens back (assisted decoding).
+    A prompt may be any slice of a piece: notes that it leaves open stay open, a NoteOff without its NoteOn is ignored,
+    and keys not struck in it or in `before` count as silent. Rows may be padded on the left, reordered between calls
+    (beam search) and shortened (assisted decoding).
 
     Args:
         tokenizer: A tokenizer of the Performance encoding.
         max_polyphony: Most keys that may sound at once.
         max_note_seconds: Longest time that a key may sound.
-        max_rest_seconds: Longest time in which no key goes down.
+        max_rest_seconds: Longest time without a NoteOn.
         pitch_range: Lowest and highest key that may be struck, both included.
-        close_after_seconds: Seconds of music, the prompt not counted, after which no note begins; shortly before, a
-            rest is taken for the end. EOS follows as soon as the sounding notes have ended; set `max_note_seconds` to
-            bound that, too.
+        close_after_seconds: Seconds of music, without the prompt, after which no note begins; a rest shortly before
+            ends the piece early. EOS follows when the sounding notes have ended, which `max_note_seconds` bounds.
         prompt_length: Length of the prompt in tokens with its padding, `input_ids.shape[1]`, for
             `close_after_seconds`.
-        before: For each prompt the ids that come before it and that the model is not shown, such as the beginning of a
-            piece longer than its window: keys that sound from there on are released, too. Return sequences share one.
+        before: For each prompt the ids before it that are not in `input_ids`, such as the beginning of a piece longer
+            than the sliding window, so that keys which still sound are released too. Return sequences share one.
 
     Raises:
         ValueError: If the vocabulary is not the plain Performance encoding, or an option is out of range.
     """
 
-    # There, rows of different ages share one sequence.
+    # Continuous batching packs rows of different lengths into one sequence.
     supports_continuous_batching = False
 
     def __init__(
@@ -210,21 +211,21 @@ class MusicGrammar(LogitsProcessor):
         self._close_after_steps = close_after_seconds and round(close_after_seconds * STEPS_PER_SECOND)
         self._prompt_length = prompt_length
         self._before = [np.asarray(ids, dtype=np.int64).tolist() for ids in before]
-        self._recall = Recall(self._begin, self._hear)
+        self._states = PrefixStateCache(self._begin, self._advance)
 
-    def _begin(self, row: int, rows: int) -> Past:
+    def _begin(self, row: int, rows: int) -> GrammarState:
         # The return sequences of a prompt follow each other.
         before = self._before[row * len(self._before) // rows]
-        return self._hear(Past(), before, -len(before))
+        return self._advance(GrammarState(), before, -len(before))
 
-    def _hear(self, past: Past, tokens: list[int], start: int) -> Past:
-        past = past.copy()
+    def _advance(self, state: GrammarState, tokens: list[int], start: int) -> GrammarState:
+        state = state.copy()
         for token in tokens[: max(self._prompt_length - start, 0)]:
-            past.hear(*self._events[token])
-            past.prompt_time = past.time
+            state.advance(*self._events[token])
+            state.prompt_time = state.time
         for token in tokens[max(self._prompt_length - start, 0) :]:
-            past.hear(*self._events[token])
-        return past
+            state.advance(*self._events[token])
+        return state
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Mask the scores of the next token.
@@ -237,69 +238,69 @@ class MusicGrammar(LogitsProcessor):
             The scores, minus infinity where the grammar forbids a token.
         """
         allowed = np.zeros(scores.shape, dtype=bool)
-        for row, past in zip(allowed, self._recall(input_ids), strict=True):
-            self._allow(row, past)
+        for row, state in zip(allowed, self._states(input_ids), strict=True):
+            self._allow(row, state)
         return torch.where(torch.from_numpy(allowed).to(scores.device), scores, -torch.inf)
 
-    def _allow(self, row: np.ndarray, past: Past):
+    def _allow(self, row: np.ndarray, state: GrammarState):
         """Apply every rule to the next token.
 
         Args:
             row: Set to True for the tokens that may come next, all False before, bool, `[V]`.
-            past: What came before.
+            state: The state before it.
         """
-        if past.kind == END:
+        if state.kind == END:
             row[self._pad] = True
             return
         # The longest shift, whether a key may go down, and below which key keys may come up.
-        shift = 0 if past.kind == TIME_SHIFT and past.value < MAX_SHIFT_STEPS else MAX_SHIFT_STEPS
-        on = self._max_polyphony is None or len(past.struck) < self._max_polyphony
+        shift = 0 if state.kind == TIME_SHIFT and state.value < MAX_SHIFT_STEPS else MAX_SHIFT_STEPS
+        on = self._max_polyphony is None or len(state.struck) < self._max_polyphony
         off = NUM_PITCHES
         closing = False
         if self._close_after_steps is not None:
-            left = past.prompt_time + self._close_after_steps - past.time
+            left = state.prompt_time + self._close_after_steps - state.time
             closing = left <= 0 or (
                 left <= min(CLOSING_STEPS, self._close_after_steps // 4)
-                and past.time - past.onset >= CLOSING_REST_STEPS
+                and state.time - state.onset >= CLOSING_REST_STEPS
             )
             on &= not closing
-            if not past.struck:
+            if not state.struck:
                 # No rest reaches into the closing phase: a piece ends with its last NoteOff.
                 shift = min(shift, 0 if closing else left - 1)
         if self._max_rest_steps is not None and on:
-            shift = min(shift, past.onset + self._max_rest_steps - past.time)
-        if self._max_note_steps is not None and past.struck:
+            shift = min(shift, state.onset + self._max_rest_steps - state.time)
+        if self._max_note_steps is not None and state.struck:
             # Of the struck keys the first has sounded longest.
-            latest = past.time - self._max_note_steps
-            shift = min(shift, next(iter(past.struck.values())) - latest)
-            overdue = [key for key, struck in past.struck.items() if struck <= latest] if shift <= 0 else []
+            latest = state.time - self._max_note_steps
+            shift = min(shift, next(iter(state.struck.values())) - latest)
+            overdue = [key for key, struck in state.struck.items() if struck <= latest] if shift <= 0 else []
             if overdue:
                 # They come up before anything else happens, and no higher key before them.
                 on, off = False, min(overdue) + 1
 
-        keys = slice(max(past.next_on, self._low), self._high + 1)
-        on &= not past.down[keys].all()
-        if on and past.kind != BEGIN:
-            np.logical_not(past.down[keys], out=row[self._on][keys])
-        if on and past.kind != VELOCITY:
-            # A Velocity says something if it is news and a NoteOn can follow.
+        keys = slice(max(state.next_on, self._low), self._high + 1)
+        on &= not state.down[keys].all()
+        if on and state.kind != BEGIN:
+            np.logical_not(state.down[keys], out=row[self._on][keys])
+        if on and state.kind != VELOCITY:
+            # A Velocity must change the current one, and a NoteOn must be able to follow.
             row[self._velocity] = True
-            if past.velocity is not None:
-                row[self._velocity.start + past.velocity] = False
-        if past.kind not in (BEGIN, VELOCITY):
-            keys = slice(past.next_off, off)
-            row[self._off][keys] = past.down[keys]
+            if state.velocity is not None:
+                row[self._velocity.start + state.velocity] = False
+        if state.kind not in (BEGIN, VELOCITY):
+            keys = slice(state.next_off, off)
+            row[self._off][keys] = state.down[keys]
             row[self._shift.start : self._shift.start + max(shift, 0)] = True
-            row[self._eos] = past.kind == NOTE_OFF and not past.struck
+            row[self._eos] = state.kind == NOTE_OFF and not state.struck
         if not row.any():
-            # Only a prompt leads into a dead end, as with a Velocity after the top key; the shortest shift leads out.
-            row[self._eos if closing and not past.struck else self._shift.start] = True
+            # Only a malformed prompt leads here, such as a Velocity after the top key: allow the shortest shift.
+            row[self._eos if closing and not state.struck else self._shift.start] = True
 
     def violations(self, ids) -> list[int]:
-        """Find the tokens of a finished sequence that the grammar would not have let through.
+        """Find the tokens of a finished sequence that the grammar would have masked.
 
-        A sequence that does not begin with BOS is a slice of music: a key whose first event in it is a NoteOff was
-        sounding before. The closing phase is not asked for.
+        A sequence that does not begin with BOS is a slice of a piece: a key whose first event in it is a NoteOff was
+        sounding before. `close_after_seconds` is not checked.
 
         Args:
             ids: One sequence, `[T]`, padding at its ends allowed.
@@ -311,21 +312,21 @@ class MusicGrammar(LogitsProcessor):
         (music,) = np.nonzero(ids != self._pad)
         if len(music) == 0:
             return []
-        past, events = Past(), [self._events[i] for i in ids[: music[-1] + 1].tolist()]
-        past.prompt_time = math.inf
+        state, events = GrammarState(), [self._events[i] for i in ids[: music[-1] + 1].tolist()]
+        state.prompt_time = math.inf
         if ids[music[0]] != self._bos:
             for kind, value in reversed(events):
                 if kind in (NOTE_ON, NOTE_OFF):
-                    past.down[value] = kind == NOTE_OFF
-            past.struck |= dict.fromkeys(np.flatnonzero(past.down).tolist(), 0)
+                    state.down[value] = kind == NOTE_OFF
+            state.struck |= dict.fromkeys(np.flatnonzero(state.down).tolist(), 0)
         wrong = []
         for position in range(music[0], len(events)):
             if position > music[0]:
                 row = np.zeros(len(self._events), dtype=bool)
-                self._allow(row, past)
+                self._allow(row, state)
                 if not row[ids[position]]:
                     wrong.append(position)
-            past.hear(*events[position])
+            state.advance(*events[position])
         return wrong
 
 
@@ -342,7 +343,7 @@ def spans_of(tokenizer) -> dict[int, slice]:
         ValueError: If the vocabulary is another one.
     """
     if not tokenizer.has_events:
-        # A trained vocabulary holds the events, too, and tokens of several beside them.
+        # A trained vocabulary has tokens of several events beside those of one.
         raise ValueError(
             "The vocabulary is not of single events; the tokenizer must be one of the Performance encoding, untrained."
         )
@@ -359,13 +360,13 @@ def spans_of(tokenizer) -> dict[int, slice]:
 
 
 def events_of(tokenizer) -> list[tuple[int, int]]:
-    """Say what each id means.
+    """List the event of each id.
 
     Args:
         tokenizer: A tokenizer of the Performance encoding.
 
     Returns:
-        The kind of each id, and its pitch, steps or velocity bin or else 0.
+        The kind of each id, and its pitch, steps or velocity bin, else 0.
 
     Raises:
         ValueError: If the vocabulary is another one.
@@ -379,9 +380,9 @@ def events_of(tokenizer) -> list[tuple[int, int]]:
 
 
 class MaxSeconds(StoppingCriteria):
-    """Stops each sequence after so many seconds of music, the prompt not counted.
+    """Stops each sequence after some seconds of music, without the prompt.
 
-    Rows of a batch stop apart; `generate()` pads the ones that are done, given an EOS token in the generation config.
+    Rows of a batch stop on their own; `generate()` pads finished rows if the generation config has an EOS token.
 
     Args:
         tokenizer: The tokenizer, for its `token_seconds`.
@@ -390,15 +391,15 @@ class MaxSeconds(StoppingCriteria):
     """
 
     def __init__(self, tokenizer, seconds: float, prompt_length: int):
-        # Whole steps: an hour of music sums without drift.
+        # Count whole steps: sums of floats drift over an hour.
         token_seconds = np.asarray(tokenizer.token_seconds)
         step = token_seconds[token_seconds > 0].min()
         self._steps = np.rint(token_seconds / step).astype(int).tolist()
         self._limit = round(seconds / step)
         self._prompt_length = prompt_length
-        self._recall = Recall(lambda row, rows: 0, self._hear)
+        self._states = PrefixStateCache(lambda row, rows: 0, self._advance)
 
-    def _hear(self, steps: int, tokens: list[int], start: int) -> int:
+    def _advance(self, steps: int, tokens: list[int], start: int) -> int:
         return steps + sum(self._steps[token] for token in tokens[max(self._prompt_length - start, 0) :])
 
     def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
@@ -412,4 +413,4 @@ class MaxSeconds(StoppingCriteria):
         Returns:
             Whether each sequence is done, `[B]`.
         """
-        return torch.tensor([steps >= self._limit for steps in self._recall(input_ids)], device=input_ids.device)
+        return torch.tensor([steps >= self._limit for steps in self._states(input_ids)], device=input_ids.device)

@@ -95,7 +95,7 @@ class MidiGenerationPipeline(Pipeline):
             rules = {**rules, "close_after_seconds": seconds}
         else:
             stopping.append(MaxSeconds(self.tokenizer, seconds, length))
-        manners = piano_manners(self.tokenizer, before=before.tolist(), prompt_length=length, **rules)
+        manners = piano_logits_processors(self.tokenizer, before=before.tolist(), prompt_length=length, **rules)
         generate_kwargs = self._prepare_generate_kwargs(
             {"max_new_tokens": SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * seconds)} | generate_kwargs
         )
@@ -139,7 +139,7 @@ class MidiGenerationPipeline(Pipeline):
         self.tokenizer.save_pretrained(save_directory)
 
 
-def piano_manners(
+def piano_logits_processors(
     tokenizer, *, before: Sequence[Sequence[int]] = ((),), prompt_length: int = 0, **rules
 ) -> list[LogitsProcessor]:
     """Keep what a model plays well-formed, within a piano's bounds and out of loops.

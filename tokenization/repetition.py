@@ -1,7 +1,7 @@
-"""A way out of loops: what a model plays again and again, beyond what pianists do, as a LogitsProcessor.
+"""A LogitsProcessor that ends loops: figures that repeat for longer than in any performance of MAESTRO.
 
-Whether music is stuck shows in the keys that are struck, whatever their timing and touch: each is the one struck so
-many notes before. How long that has gone on is counted for every such lag, and each note moves the counts on.
+In a loop each key struck is the key struck `lag` notes before; timing and velocity do not count. The processor counts
+for every lag how many notes in a row have repeated so.
 
 Shape letters: B batch, T tokens, V vocabulary, L lags.
 """
@@ -10,31 +10,31 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from .grammar import Recall, spans_of
+from .grammar import PrefixStateCache, spans_of
 from .performance import NOTE_ON
 
-# The longest figure that is looked for, in notes.
+# The longest figure to detect, in notes.
 MAX_LAG = 64
 
-# In MAESTRO's training split, 5.7 million notes, no figure of up to 64 notes goes on for more than 80, or counted as
-# here for more than 85.
+# In MAESTRO's training split, 5.7 million notes, no figure of up to 64 notes repeats for more than 80 notes, or 85 as
+# counted here.
 MAX_REPEATED_NOTES = 100
 
-# Subtracted from a score: enough to forbid a token, and finite in case that nothing else is allowed.
+# Subtracted from a score: in effect a mask, but finite in case no other token is allowed.
 PENALTY = 1e4
 
 
 class LoopBreaker(LogitsProcessor):
-    """Forbids the keys of a loop, until other music has taken its place.
+    """Penalises the keys of a loop until other notes have replaced it.
 
     Args:
         tokenizer: A tokenizer of the Performance encoding.
-        max_repeated_notes: How many notes in a row may each repeat the key struck so many notes before, whatever that
-            number, from 1 to `MAX_LAG`. A note that does not takes a quarter off the count, and a loop that was found
-            stays forbidden until a tenth is left: a slip sets none free, some nine other notes do.
+        max_repeated_notes: How many notes in a row may each repeat the key struck `lag` notes before, for any lag from
+            1 to `MAX_LAG`. A note that does not repeat reduces the count by a quarter, and a detected loop stays
+            penalised until a tenth of the limit is left: after about nine other notes, not after one.
     """
 
-    # There, rows of different ages share one sequence.
+    # Continuous batching packs rows of different lengths into one sequence.
     supports_continuous_batching = False
 
     def __init__(self, tokenizer, max_repeated_notes: int = MAX_REPEATED_NOTES):
@@ -42,14 +42,14 @@ class LoopBreaker(LogitsProcessor):
             raise ValueError(f"max_repeated_notes ({max_repeated_notes}) must be at least 1.")
         self._on = spans_of(tokenizer)[NOTE_ON]
         self._max_repeated_notes = max_repeated_notes
-        self._recall = Recall(self._begin, self._hear)
+        self._states = PrefixStateCache(self._begin, self._advance)
 
     @staticmethod
     def _begin(row: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The last keys struck, the newest first; at each lag for how long keys repeat, and whether that is a loop."""
+        """The last keys struck, the newest first; for each lag the count of repeats, and whether it is a loop."""
         return np.full(MAX_LAG, -1), np.zeros(MAX_LAG, dtype=np.int64), np.zeros(MAX_LAG, dtype=bool)
 
-    def _hear(self, state: tuple, tokens: list[int], start: int) -> tuple:
+    def _advance(self, state: tuple, tokens: list[int], start: int) -> tuple:
         keys, repeated, is_loop = state
         for token in tokens:
             if self._on.start <= token < self._on.stop:
@@ -61,17 +61,17 @@ class LoopBreaker(LogitsProcessor):
         return keys, repeated, is_loop
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Lower the scores of the keys that go round and round.
+        """Lower the scores of the keys of a loop.
 
         Args:
             input_ids: The sequences so far, `[B, T]`.
             scores: Scores of the next token, `[B, V]`.
 
         Returns:
-            The scores, those of such keys lowered out of reach.
+            The scores, lowered by `PENALTY` for those keys.
         """
-        # The shortest lag is the figure's length. All its keys are out of reach: it would go on in another order.
-        states = self._recall(input_ids)
+        # The shortest lag is the figure's length. All its keys are penalised: with one, the others would loop on.
+        states = self._states(input_ids)
         figures = [keys[: is_loop.argmax() + 1] if is_loop.any() else keys[:0] for keys, _, is_loop in states]
         if any(len(figure) for figure in figures):
             scores = scores.clone()

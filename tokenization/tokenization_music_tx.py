@@ -224,7 +224,7 @@ UNPITCHED = {
 }
 
 
-class Spelling:
+class TokenExpansion:
     """What the ids of a MidiTok tokenizer stand for: one token each, or several where its vocabulary was trained.
 
     Args:
@@ -245,9 +245,9 @@ class Spelling:
         else:
             parts = []
             for id_ in range(len(written)):
-                spelled = TokSequence(ids=[id_], are_ids_encoded=True)
-                miditok.decode_token_ids(spelled)
-                parts.append(spelled.tokens)
+                expanded = TokSequence(ids=[id_], are_ids_encoded=True)
+                miditok.decode_token_ids(expanded)
+                parts.append(expanded.tokens)
         self.begins_word = np.array([miditok.is_trained and text.startswith(WORD) for text in written])
         # As text a learned token is the ones it stands for: Position_4+Pitch_60.
         self.tokens = [
@@ -272,7 +272,7 @@ class Spelling:
         is_known = (ids >= 0) & (ids < len(self.tokens))
         return is_known & self._is_music[np.where(is_known, ids, 0).astype(np.int64)]
 
-    def spell(self, ids: np.ndarray) -> np.ndarray:
+    def expand(self, ids: np.ndarray) -> np.ndarray:
         """Write out learned ids as the ids of single tokens.
 
         Args:
@@ -286,7 +286,7 @@ class Spelling:
         return self._parts[np.repeat(self._starts[ids], lengths) + within]
 
     def word_starts(self, ids: np.ndarray) -> np.ndarray:
-        """Find where bars or beats begin among the single tokens that `spell` writes, as far as the ids say."""
+        """Find where bars or beats begin among the single tokens that `expand` writes, as far as the ids say."""
         ends = np.cumsum(self.lengths[ids])
         return (ends - self.lengths[ids])[self.begins_word[ids]]
 
@@ -302,8 +302,8 @@ class Spelling:
         owner = np.repeat(np.arange(len(self.lengths)), self.lengths)
         return np.bincount(owner, values[self._parts], minlength=len(self.lengths))
 
-    def respell(self, single: np.ndarray, word_starts: Iterable[int]) -> np.ndarray:
-        """Write single tokens in the vocabulary, as it would write them itself: `spell` backwards.
+    def merge(self, single: np.ndarray, word_starts: Iterable[int]) -> np.ndarray:
+        """Write single tokens in the vocabulary, as it would write them itself: `expand` backwards.
 
         Args:
             single: Ids of single tokens, `[L]`.
@@ -364,8 +364,8 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         else:
             self._description = Path(miditok_file).read_text(encoding="utf-8")
             self.miditok = _encoding(json.loads(self._description).get("tokenization"))(params=miditok_file)
-        self._spelling = Spelling(self.miditok)
-        self._vocab = {token: id_ for id_, token in enumerate(self._spelling.tokens)}
+        self._expansion = TokenExpansion(self.miditok)
+        self._vocab = {token: id_ for id_, token in enumerate(self._expansion.tokens)}
         # Where a copy was loaded from is not saved with it, or the second save would differ from the first.
         for origin in ("is_local", "local_files_only"):
             kwargs.pop(origin, None)
@@ -456,7 +456,7 @@ class MusicTxTokenizer(PreTrainedTokenizer):
             ValueError: The encoding writes one track after the other.
         """
         seconds = self.miditok.token_seconds if isinstance(self.miditok, OURS) else _beats(self.miditok) / 2
-        return np.append(self._spelling.total(seconds), np.zeros(len(self) - self.vocab_size))
+        return np.append(self._expansion.total(seconds), np.zeros(len(self) - self.vocab_size))
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token, the added ones included."""
@@ -467,14 +467,14 @@ class MusicTxTokenizer(PreTrainedTokenizer):
 
     def _convert_token_to_id(self, token: str) -> int:
         if token not in self._vocab:
-            example = self._spelling.tokens[self.vocab_size // 2]
+            example = self._expansion.tokens[self.vocab_size // 2]
             raise ValueError(f"{token!r} is no token of this vocabulary; its tokens look like {example}.")
         return self._vocab[token]
 
     def _convert_id_to_token(self, index: int) -> str:
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"{index} is no id of this vocabulary; its ids are 0 to {len(self) - 1}.")
-        return self._spelling.tokens[index]
+        return self._expansion.tokens[index]
 
     def _encode_plus(self, text, text_pair=None, **kwargs) -> BatchEncoding:
         # Ours is to turn music into ids; padding, truncation and tensors are the library's.
@@ -501,7 +501,7 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         ids = [id_ for sequence in sequences for id_ in sequence.ids]
         if not any(token.startswith(SOUNDING) for sequence in sequences for token in sequence.tokens):
             raise ValueError(f"{_name(music)}: no notes in it that {kind} can write.")
-        if self.miditok.is_trained and not self._spelling.is_music(np.array(ids)).all():
+        if self.miditok.is_trained and not self._expansion.is_music(np.array(ids)).all():
             raise ValueError(f"{_name(music)}: it has what this trained vocabulary cannot write; train it on more.")
         return ids
 
@@ -517,7 +517,7 @@ class MusicTxTokenizer(PreTrainedTokenizer):
             raise TypeError(f"{type(music).__name__} is no music; give a path, bytes, a symusic.Score, ids or a list.")
         try:
             score = music.to("tick") if midi is None else Score.from_midi(midi)
-            return score if isinstance(self.miditok, OURS) else _sound(score, self.miditok.one_token_stream)
+            return score if isinstance(self.miditok, OURS) else _prepare_score(score, self.miditok.one_token_stream)
         except RuntimeError as error:  # what symusic raises for broken files
             raise ValueError(f"{_name(music)}: not a MIDI file, or a broken one ({error}).") from None
         except ValueError as error:
@@ -543,8 +543,8 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         ids = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
         if ids.ndim != 1:
             raise ValueError(f"ids have the shape {ids.shape}; to_score takes one sequence at a time.")
-        ids = ids[self._spelling.is_music(ids)].astype(np.int64)
-        sequence = TokSequence(ids=self._spelling.spell(ids).tolist())
+        ids = ids[self._expansion.is_music(ids)].astype(np.int64)
+        sequence = TokSequence(ids=self._expansion.expand(ids).tolist())
         score = self.miditok.decode(sequence if self.miditok.one_token_stream else [sequence])
         # Out of order, BEAT's tokens tell of notes before the beginning.
         return score if score.start() >= 0 else score.clip(0, score.end())
@@ -569,18 +569,18 @@ class MusicTxTokenizer(PreTrainedTokenizer):
                 pitches that a key would change, or there is more than one piece.
         """
         ids = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
-        inside = np.flatnonzero(self._spelling.is_music(ids))
+        inside = np.flatnonzero(self._expansion.is_music(ids))
         if len(inside) == 0:
             return ids
         head, music, tail = np.split(ids, [inside[0], inside[-1] + 1])
         if len(music) != len(inside):
             raise ValueError("ids hold more than one piece; augment them one by one.")
-        single, word_starts = self._spelling.spell(music), self._spelling.word_starts(music)
+        single, word_starts = self._expansion.expand(music), self._expansion.word_starts(music)
         if isinstance(self.miditok, OURS):
             single = self.miditok.augment(single, semitones, stretch)
         else:
             single = _transposed(self.miditok, single, semitones)
-        return np.concatenate([head, self._spelling.respell(single, word_starts), tail]).astype(ids.dtype)
+        return np.concatenate([head, self._expansion.merge(single, word_starts), tail]).astype(ids.dtype)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Write MidiTok's description of the encoding, as it was read.
@@ -613,7 +613,7 @@ def _name(music) -> str:
     return "the score" if isinstance(music, Score) else "the MIDI bytes"
 
 
-def _sound(score: Score, all_tracks: bool) -> Score:
+def _prepare_score(score: Score, all_tracks: bool) -> Score:
     """Make sure that MidiTok can take a score, and merge its melodic tracks for the piano if it should have one.
 
     Args:
