@@ -302,7 +302,7 @@ def load_model(tokenizer, shape: Shape, recipe: Recipe) -> MusicTxForCausalLM:
 def make_trainable(model: MusicTxForCausalLM, recipe: Recipe) -> torch.nn.Module:
     """The model as the optimizer is to meet it: with adapters, checkpointed, compiled, as the recipe says."""
     if recipe.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
     model = add_adapters(model, recipe.lora_rank) if recipe.lora_rank else model
     if recipe.compile:
         model.compile()

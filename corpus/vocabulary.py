@@ -13,7 +13,7 @@ import numpy as np
 
 from corpus.sources import GiantMidi, Maestro, MidiFolder, Piece
 from tokenization import MusicTxTokenizer
-from tokenization.tokenization_music_tx import ENCODINGS
+from tokenization.encodings import ENCODINGS
 
 SOURCES = {"maestro": Maestro, "giantmidi": GiantMidi, "folder": MidiFolder}
 

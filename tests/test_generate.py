@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import types
+from importlib.metadata import version
 from pathlib import Path
 
 import mido
@@ -125,7 +126,7 @@ def test_the_record_says_how_to_make_the_same_bytes_again(run, prompt, model_fol
     record = json.loads(text)
     assert record["sample"] == 2
     assert record["seed"] == 1
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == version("torch")
     weights = (model_folder / "model.safetensors").read_bytes()
     assert record["weights"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     assert record["prompt"] == {"prompt.mid": hashlib.sha256(prompt.read_bytes()).hexdigest()}

@@ -289,7 +289,7 @@ def test_gradient_checkpointing_changes_no_gradient_with_dropout_on(ids):
     for checkpointing in (False, True):
         model = make_model(attention_dropout=0.3, hidden_dropout=0.2).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         torch.manual_seed(7)
         model(ids, labels=ids, use_cache=False).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))

@@ -13,7 +13,8 @@ from transformers import set_seed
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 from tokenization.grammar import MusicGrammar
-from tokenization.pipeline_music_tx import MidiGenerationPipeline, piano_logits_processors
+from tokenization.music_generation import piano_logits_processors
+from tokenization.pipeline_music_tx import MidiGenerationPipeline
 
 TOKENIZER = MusicTxTokenizer()
 WINDOW = 48
@@ -126,7 +127,7 @@ def test_a_model_of_another_encoding_continues_music_too_without_rules():
     continued = midi(piece, seconds=600)  # few random tokens make a note
     assert continued.note_num() > 1
     assert continued.tracks[0].notes[0].pitch == 60
-    with pytest.raises(ValueError, match="max_polyphony: there is a grammar for the Performance encoding"):
+    with pytest.raises(ValueError, match="max_polyphony: only the untrained Performance encoding"):
         midi(piece, seconds=2, rules={"max_polyphony": 2})
 
 

@@ -258,7 +258,8 @@ def test_text_becomes_tokens_and_tokens_become_text(piece):
 
 def test_what_is_saved_is_loaded_and_saved_again_byte_for_byte(tmp_path, make_score):
     TOKENIZER.save_pretrained(tmp_path / "first")
-    code = {"chorales.py", "performance.py", "tokenization_music_tx.py"}
+    code = {f"{name}.py" for name in ("chorales", "encodings", "performance", "performance_encoding")}
+    code |= {f"{name}.py" for name in ("single_stream", "token_expansion", "tokenization_music_tx")}
     assert set(files_of(tmp_path / "first")) == {"miditok.json", "tokenizer_config.json", *code}
     for load in (AutoTokenizer, MusicTxTokenizer):
         loaded = load.from_pretrained(tmp_path / "first")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,7 +231,7 @@ def test_training_ends_in_one_folder_that_the_auto_classes_load(corpus, tmp_path
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["tokens"] == 40 * 2 * 64
     assert record["corpus_fingerprint"] == "of the corpus"
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == version("torch")
     assert record["shape"]["head_dim"] == 16
     assert 0 < record["data_wait_share"] < 1
     # What is reported is what the saved weights give.

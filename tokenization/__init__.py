@@ -1,13 +1,15 @@
-"""Notes to ids and back, and what ids mean while they are generated."""
+"""MIDI to ids and back, and the generation of music from them."""
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .midi_streamer import MidiStreamer
-from .pipeline_music_tx import TASK, MidiGenerationPipeline, piano_logits_processors
+from .music_generation import first_seconds, generate_music, piano_logits_processors
+from .performance_encoding import Performance
+from .pipeline_music_tx import TASK, MidiGenerationPipeline
 from .repetition import LoopBreaker
-from .tokenization_music_tx import MusicTxTokenizer, Performance
+from .tokenization_music_tx import MusicTxTokenizer
 
 # Under the model type, for the configuration class is the model's own. AutoTokenizer finds the tokenizer by the name
 # in tokenizer_config.json, so that loading needs no trust_remote_code where this package is installed.
@@ -25,5 +27,7 @@ __all__ = [
     "MusicGrammar",
     "MusicTxTokenizer",
     "Performance",
+    "first_seconds",
+    "generate_music",
     "piano_logits_processors",
 ]

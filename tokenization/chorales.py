@@ -11,8 +11,10 @@ Source: Huang et al., "Music Transformer" (arXiv 1809.04281), section 4.1.
 import os
 
 import numpy as np
-from miditok import Event, MusicTokenizer, TokenizerConfig, TokSequence
+from miditok import TokenizerConfig
 from symusic import Note, Score, Tempo, Track
+
+from .single_stream import SingleStream
 
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 
@@ -99,7 +101,7 @@ def score_to_steps(score: Score) -> np.ndarray:
     return steps
 
 
-class Chorales(MusicTokenizer):
+class Chorales(SingleStream):
     """The paper's encoding of four-part chorales as a MidiTok tokenization: 129 tokens, four to a step.
 
     Silence_None and Pitch_0..127 follow MidiTok's special tokens. Which voice a token belongs to is told by its place
@@ -113,22 +115,12 @@ class Chorales(MusicTokenizer):
     """
 
     def __init__(self, tokenizer_config: TokenizerConfig | None = None, params: str | os.PathLike | None = None):
-        if tokenizer_config is None:
-            tokenizer_config = TokenizerConfig(special_tokens=["PAD", "BOS", "EOS"])
         super().__init__(tokenizer_config, params)
-        self._tokens = np.array(list(self.vocab), dtype=object)
         # Silence stands one below the pitches, as SILENCE does.
         self._id_of_pitch_0 = self.vocab["Pitch_0"]
         # Seconds by which each id moves time on, [V]: a voice's share of the step.
         is_voice = np.isin(np.arange(len(self.vocab)), [self.vocab[token] for token in self._create_base_vocabulary()])
         self.token_seconds = np.where(is_voice, STEP_SECONDS / len(VOICES), 0.0)
-
-    def _tweak_config_before_creating_voc(self) -> None:
-        # Only with programs does MidiTok make one stream of all tracks.
-        self.config.use_programs = True
-        self.config.one_token_stream_for_programs = True
-        self.config.encode_ids_split = "no"
-        self.config.pitch_range = (0, NUM_PITCHES - 1)
 
     def _create_base_vocabulary(self) -> list[str]:
         return ["Silence_None", *(f"Pitch_{pitch}" for pitch in range(NUM_PITCHES))]
@@ -136,36 +128,13 @@ class Chorales(MusicTokenizer):
     def _create_token_types_graph(self) -> dict[str, set[str]]:
         return {kind: {"Pitch", "Silence"} for kind in ("Pitch", "Silence")}
 
-    def _add_time_events(self, events: list[Event], time_division: int) -> list[Event]:
-        # MidiTok asks every tokenization for this step; here time is the place of a token.
-        return events
+    def encode_score(self, score: Score) -> np.ndarray:
+        """Return the ids of a score of four voices in ticks, `[L]`."""
+        return score_to_steps(score).flatten() + self._id_of_pitch_0
 
-    def preprocess_score(self, score: Score) -> Score:
-        """Return the score as it is: MidiTok's preprocessing would merge the voices.
-
-        Args:
-            score: A score in ticks.
-
-        Returns:
-            The same score.
-        """
-        return score
-
-    def _score_to_tokens(self, score: Score, attribute_controls_indexes: None = None) -> TokSequence:
-        ids = score_to_steps(score).flatten() + self._id_of_pitch_0
-        # One bar and one beat: without any, MidiTok would search the score for them.
-        return TokSequence(ids=ids.tolist(), tokens=self._tokens[ids].tolist(), _ticks_bars=[0], _ticks_beats=[0])
-
-    def _preprocess_tokseq_before_decoding(self, tokseq: TokSequence) -> None:
-        if tokseq.are_ids_encoded:
-            self.decode_token_ids(tokseq)
-        if len(tokseq.ids) == 0:
-            tokseq.ids = self._tokens_to_ids(tokseq.tokens)
-
-    def _tokens_to_score(self, tokens: TokSequence, programs: None = None) -> Score:
-        ids = np.array(tokens.ids, dtype=np.int64)
+    def decode_ids(self, ids: np.ndarray) -> Score:
+        """Return the score of any ids, `[L]`; voices missing from the last step are silent."""
         pitch = ids[self.is_event(ids)] - self._id_of_pitch_0
-        # The voices that a last step lacks are silent.
         pitch = np.append(pitch, np.full(-len(pitch) % len(VOICES), SILENCE))
         return steps_to_score(pitch.reshape(-1, len(VOICES)))
 

@@ -1,26 +1,21 @@
-"""`pipeline("midi-generation", model=...)`: music in, music out, by Transformers' own verb."""
+"""`pipeline("midi-generation", model=...)`: a piece in, the piece with its continuation out."""
 
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, Pipeline
+from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .grammar import PIANO, MaxSeconds, MusicGrammar
-from .repetition import LoopBreaker
+from .music_generation import first_seconds, generate_music
 
 TASK = "midi-generation"
 
-# A second of MAESTRO is 40 tokens; a model that needs four times as many has lost its way.
-TOKENS_PER_SECOND, SPARE_TOKENS = 160, 500
-
 
 class MidiGenerationPipeline(Pipeline):
-    """Continues music, or makes music of its own; every note has its beginning and its end.
+    """Continues a piece, or generates one from nothing; see `generate_music`.
 
         midi = pipeline("midi-generation", model="user/name", trust_remote_code=True)
         midi("prelude.mid", seconds=30).dump_midi("continued.mid")
@@ -36,19 +31,19 @@ class MidiGenerationPipeline(Pipeline):
         """Continue a piece.
 
         Args:
-            music: A path, the bytes of a MIDI file, a `symusic.Score`, None for nothing at all, or a list of these.
-            seconds: How much music is made, the prompt not counted; 30 if not given.
-            prompt_seconds: How much of the piece is continued; all of it if not given. What is longer than the model's
-                window stays in the music, but the model sees only its end.
-            ending: Whether the music comes to an end after its seconds, rather than being cut.
-            rules: Options of `MusicGrammar` that differ from those of a piano; it knows the paper's encoding alone.
-            output: "score" for a `symusic.Score`; "bytes" for those of a MIDI file; or a folder, where the music is
-                written to a new file whose path is returned. "score" if not given.
-            **kwargs: What `generate` takes, such as `temperature` or `num_return_sequences`; and the library's own
+            music: A path, the bytes of a MIDI file, a `symusic.Score`, None to generate from nothing, or a list of
+                these.
+            seconds: Seconds of music to generate after the prompt; 30 if not given.
+            prompt_seconds: Seconds of the piece to use as the prompt; all of it if not given.
+            ending: End the music within a few seconds after `seconds`, rather than cut it there.
+            rules: Options of `MusicGrammar` that differ from `PIANO`; for the Performance encoding only.
+            output: "score" for a `symusic.Score`, "bytes" for the bytes of a MIDI file, or a folder in which a new
+                file is written and its path returned; "score" if not given.
+            **kwargs: What `generate` takes, such as `temperature` or `num_return_sequences`, and the pipeline's
                 `batch_size`.
 
         Returns:
-            The piece with its continuation; a list of them for a list, or for several return sequences.
+            The piece with its continuation; a list of them for a list of pieces or several return sequences.
 
         Raises:
             ValueError: The music cannot be read, or an option is out of range.
@@ -73,53 +68,42 @@ class MidiGenerationPipeline(Pipeline):
 
         Args:
             music: One piece as `__call__` takes it.
-            prompt_seconds: Seconds of it to continue.
+            prompt_seconds: Seconds of it to use as the prompt.
 
         Returns:
-            The `input_ids` and `attention_mask` that the model sees and the whole prompt as `music`, `[1, T]` each.
+            The prompt as `input_ids`, `[1, T]`.
         """
         ids = np.array([self.tokenizer.bos_token_id] if music is None else self.tokenizer.encode(music))
-        # The sum of many hundredths strays from the grid, by less than half a step.
-        ids = ids[self.tokenizer.token_seconds[ids].cumsum() < prompt_seconds + 0.005]
-        ids = torch.from_numpy(ids)[None]
-        seen = ids[:, -(self.model.config.sliding_window or ids.shape[1]) :]
-        return {"input_ids": seen, "attention_mask": torch.ones_like(seen), "music": ids}
+        return {"input_ids": torch.from_numpy(first_seconds(ids, self.tokenizer, prompt_seconds))[None]}
 
-    def _forward(self, inputs, seconds=30.0, ending=False, rules=None, **generate_kwargs):
-        ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
-        # What the model does not see, padded on the left like what it does.
-        before = inputs["music"][:, :-length]
-        rules = rules or {}
-        stopping = list(generate_kwargs.pop("stopping_criteria", ()))
-        if ending:
-            rules = {**rules, "close_after_seconds": seconds}
-        else:
-            stopping.append(MaxSeconds(self.tokenizer, seconds, length))
-        manners = piano_logits_processors(self.tokenizer, before=before.tolist(), prompt_length=length, **rules)
-        generate_kwargs = self._prepare_generate_kwargs(
-            {"max_new_tokens": SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * seconds)} | generate_kwargs
+    def _forward(self, inputs, seconds=30.0, ending=False, rules=None, num_return_sequences=1, **generate_kwargs):
+        samples = generate_music(
+            self.model,
+            self.tokenizer,
+            inputs["input_ids"],
+            seconds=seconds,
+            num_samples=num_return_sequences,
+            ending=ending,
+            grammar=rules,
+            **self._prepare_generate_kwargs(generate_kwargs),
         )
-        rows = self.model.generate(
-            input_ids=ids,
-            attention_mask=inputs["attention_mask"],
-            logits_processor=[*generate_kwargs.pop("logits_processor", ()), *manners],
-            stopping_criteria=stopping,
-            **generate_kwargs,
+        # One row per prompt, so that the library can take the batch apart: [B, samples per prompt, T].
+        rows = torch.nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(ids) for ids in samples], batch_first=True, padding_value=self.tokenizer.pad_token_id
         )
-        rows = torch.cat([before.repeat_interleave(len(rows) // len(ids), dim=0), rows], dim=1)
-        return {"music": rows.view(len(ids), -1, rows.shape[1])}
+        return {"ids": rows.view(len(inputs["input_ids"]), num_return_sequences, -1)}
 
     def postprocess(self, outputs, output="score"):
-        """Write the music down.
+        """Decode the ids.
 
         Args:
-            outputs: The ids of one prompt's sequences as `music`, `[1, number of return sequences, T]`.
-            output: What is returned.
+            outputs: The `ids` of one prompt's samples, padded, `[1, number of return sequences, T]`.
+            output: As for `__call__`.
 
         Returns:
             One piece, or a list if the sequences are several.
         """
-        pieces = [_written(self.tokenizer.to_score(ids), output) for ids in outputs["music"][0]]
+        pieces = [_written(self.tokenizer.to_score(ids), output) for ids in outputs["ids"][0]]
         return pieces if len(pieces) > 1 else pieces[0]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
@@ -139,34 +123,8 @@ class MidiGenerationPipeline(Pipeline):
         self.tokenizer.save_pretrained(save_directory)
 
 
-def piano_logits_processors(
-    tokenizer, *, before: Sequence[Sequence[int]] = ((),), prompt_length: int = 0, **rules
-) -> list[LogitsProcessor]:
-    """Keep what a model plays well-formed, within a piano's bounds and out of loops.
-
-    Args:
-        tokenizer: A tokenizer of this house.
-        before: As for `MusicGrammar`.
-        prompt_length: As for `MusicGrammar`.
-        **rules: Options of `MusicGrammar` that differ from `PIANO`.
-
-    Returns:
-        The processors that `generate` takes as `logits_processor`. None for encodings other than the paper's, which
-        no grammar knows: whatever ids they are given, MidiTok makes whole notes of them.
-
-    Raises:
-        ValueError: An option is out of range, or there is one for an encoding without a grammar.
-    """
-    if tokenizer.has_events:
-        grammar = MusicGrammar(tokenizer, before=before, prompt_length=prompt_length, **PIANO | rules)
-        return [grammar, LoopBreaker(tokenizer)]
-    if rules:
-        raise ValueError(f"{', '.join(rules)}: there is a grammar for the Performance encoding, untrained, alone.")
-    return []
-
-
 def _written(score, output: str | os.PathLike):
-    """Give a score in the form that is asked for; see `MidiGenerationPipeline.__call__`."""
+    """Return a score in the form `output`; see `MidiGenerationPipeline.__call__`."""
     if output == "score":
         return score
     midi = score.dumps_midi()

@@ -1,11 +1,10 @@
-"""The paper's encoding as a MidiTok tokenization, and the face that AutoTokenizer knows.
+"""The tokenizer as Transformers knows it: MIDI in, ids out, and back.
 
-`Performance` gives the events of `performance.py` their tokens and ids. `MusicTxTokenizer` reads files, pads,
-truncates, makes tensors, saves and loads as every tokenizer of Transformers does, and leaves the music to it, or to
-another of MidiTok's tokenizations, with a trained vocabulary or without.
+`MusicTxTokenizer` reads files, pads, truncates, makes tensors, saves and loads as every tokenizer in Transformers.
+The encoding is the paper's (`performance_encoding.py`) or another of MidiTok's, with a trained vocabulary or without.
 
-What a saved folder holds is read by every later version: the description in `miditok.json` is loaded by the name of
-its tokenization, and written again as it was read, byte for byte.
+Every later version reads what a saved folder holds: `miditok.json` describes the encoding by its name and is saved
+again byte for byte.
 """
 
 import copy
@@ -16,311 +15,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from miditok import (
-    BEAT,
-    MMM,
-    REMI,
-    TSD,
-    Event,
-    MIDILike,
-    MusicTokenizer,
-    PerTok,
-    Structured,
-    TokenizerConfig,
-    TokSequence,
-)
+from miditok import MusicTokenizer, TokSequence
 from miditok.utils import merge_tracks
 from symusic import Note, Score
 from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.utils.versions import require_version
 
-from .chorales import Chorales
-from .performance import (
-    MAX_SHIFT_STEPS,
-    MAX_STEPS,
-    NOTE_OFF,
-    NOTE_ON,
-    NUM_PITCHES,
-    STEPS_PER_SECOND,
-    TIME_SHIFT,
-    VELOCITY,
-    VELOCITY_OF_BIN,
-    Events,
-    augment_events,
-    events_to_notes,
-    notes_to_events,
-    read_notes,
-    write_score,
-)
+from .encodings import SOUNDING, beats_of_tokens, find_encoding, transpose_tokens
+from .performance import MAX_STEPS, STEPS_PER_SECOND
+from .performance_encoding import Performance
+from .single_stream import SingleStream
+from .token_expansion import NO_WORDS, TokenExpansion
 
-# Other versions fail later and say less.
+# Checked before anything fails in another version with a less clear error.
 require_version("transformers>=5.20,<6", 'Try: pip install "transformers>=5.20,<6"')
-
-# The kind of an id that stands for no event: padding, beginning, end.
-NO_EVENT = -1
-
-
-class Performance(MusicTokenizer):
-    """The paper's encoding as a MidiTok tokenization: one stream of 388 events.
-
-    NoteOn_0..127, NoteOff_0..127, TimeShift_1..100 in steps of 10 ms, and 32 Velocity tokens named by the centre of
-    their bin, after MidiTok's special tokens (PAD, BOS and EOS, unless the configuration names others). Time is
-    seconds: scores are not resampled, there are no bars, and MidiTok's settings of beats and resolutions play no part.
-
-    Args:
-        tokenizer_config: MidiTok's configuration, for other special tokens.
-        params: Path of a file that `save` wrote.
-
-    Source: Oore et al. (arXiv 1808.03715), section 3; Huang et al. (arXiv 1809.04281), appendix A.2.
-    """
-
-    def __init__(self, tokenizer_config: TokenizerConfig | None = None, params: str | os.PathLike | None = None):
-        if tokenizer_config is None:
-            tokenizer_config = TokenizerConfig(special_tokens=["PAD", "BOS", "EOS"])
-        super().__init__(tokenizer_config, params)
-        self._tokens = np.array(list(self.vocab), dtype=object)
-        self._kinds = np.full(len(self.vocab), NO_EVENT)
-        self._values = np.zeros(len(self.vocab), dtype=np.int64)
-        self._id_of_value_0 = np.empty(4, dtype=np.int64)
-        # The tokens of a kind follow each other in the vocabulary.
-        for kind, token, value, count in (
-            (NOTE_ON, "NoteOn_0", 0, NUM_PITCHES),
-            (NOTE_OFF, "NoteOff_0", 0, NUM_PITCHES),
-            (TIME_SHIFT, "TimeShift_1", 1, MAX_SHIFT_STEPS),
-            (VELOCITY, f"Velocity_{VELOCITY_OF_BIN[0]}", 0, len(VELOCITY_OF_BIN)),
-        ):
-            first = self.vocab[token]
-            self._kinds[first : first + count] = kind
-            self._values[first : first + count] = np.arange(value, value + count)
-            self._id_of_value_0[kind] = first - value
-        # Seconds by which each id moves time on, [V].
-        self.token_seconds = np.where(self._kinds == TIME_SHIFT, self._values / STEPS_PER_SECOND, 0.0)
-
-    def _tweak_config_before_creating_voc(self) -> None:
-        # Only with programs does MidiTok make one stream of all tracks.
-        self.config.use_programs = True
-        self.config.one_token_stream_for_programs = True
-        self.config.encode_ids_split = "no"
-        self.config.pitch_range = (0, NUM_PITCHES - 1)
-        self.config.num_velocities = len(VELOCITY_OF_BIN)
-
-    def _create_base_vocabulary(self) -> list[str]:
-        return [
-            *(f"NoteOn_{pitch}" for pitch in range(NUM_PITCHES)),
-            *(f"NoteOff_{pitch}" for pitch in range(NUM_PITCHES)),
-            *(f"TimeShift_{steps}" for steps in range(1, MAX_SHIFT_STEPS + 1)),
-            *(f"Velocity_{velocity}" for velocity in VELOCITY_OF_BIN),
-        ]
-
-    def _create_token_types_graph(self) -> dict[str, set[str]]:
-        return {
-            "NoteOff": {"NoteOff", "NoteOn", "TimeShift", "Velocity"},
-            "NoteOn": {"NoteOn", "TimeShift", "Velocity"},
-            "TimeShift": {"NoteOff", "NoteOn", "TimeShift", "Velocity"},
-            "Velocity": {"NoteOn"},
-        }
-
-    def _add_time_events(self, events: list[Event], time_division: int) -> list[Event]:
-        # MidiTok asks every tokenization for this step; here time is among the events from the start.
-        return events
-
-    def preprocess_score(self, score: Score) -> Score:
-        """Return the score as it is: MidiTok's preprocessing would resample it to beats.
-
-        Args:
-            score: A score in ticks.
-
-        Returns:
-            The same score.
-        """
-        return score
-
-    def _score_to_tokens(self, score: Score, attribute_controls_indexes: None = None) -> TokSequence:
-        ids = self.events_to_ids(notes_to_events(read_notes(score)))
-        # One bar and one beat: without any, MidiTok would search the score for them.
-        return TokSequence(ids=ids.tolist(), tokens=self._tokens[ids].tolist(), _ticks_bars=[0], _ticks_beats=[0])
-
-    def _preprocess_tokseq_before_decoding(self, tokseq: TokSequence) -> None:
-        if tokseq.are_ids_encoded:
-            self.decode_token_ids(tokseq)
-        if len(tokseq.ids) == 0:
-            tokseq.ids = self._tokens_to_ids(tokseq.tokens)
-
-    def _tokens_to_score(self, tokens: TokSequence, programs: None = None) -> Score:
-        return write_score(*events_to_notes(self.ids_to_events(np.array(tokens.ids, dtype=np.int64))))
-
-    def events_to_ids(self, events: Events) -> np.ndarray:
-        """Return the ids of events.
-
-        Args:
-            events: Any events, `[L]`.
-
-        Returns:
-            The id of each, `[L]`.
-        """
-        return self._id_of_value_0[events.kind] + events.value
-
-    def is_event(self, ids: np.ndarray) -> np.ndarray:
-        """Tell which ids stand for an event.
-
-        Args:
-            ids: Any integers, `[L]`.
-
-        Returns:
-            False for special tokens and for what is outside the vocabulary, `[L]`.
-        """
-        is_known = (ids >= 0) & (ids < len(self._kinds))
-        return self._kinds[np.where(is_known, ids, self.pad_token_id).astype(np.int64)] != NO_EVENT
-
-    def ids_to_events(self, ids: np.ndarray) -> Events:
-        """Return the events of ids.
-
-        Args:
-            ids: Any integers, `[L]`.
-
-        Returns:
-            The events, as many as there are ids that stand for one.
-        """
-        ids = ids[self.is_event(ids)]
-        return Events(self._kinds[ids], self._values[ids])
-
-    def augment(self, ids: np.ndarray, semitones: int, stretch: float) -> np.ndarray:
-        """Transpose any slice of a piece and stretch its time; see `MusicTxTokenizer.augment`.
-
-        Args:
-            ids: Ids of events, `[L]`.
-            semitones: Added to every pitch.
-            stretch: Factor on every time.
-
-        Returns:
-            The ids of the new slice.
-        """
-        return self.events_to_ids(augment_events(self.ids_to_events(ids), semitones, stretch))
-
-
-# The encodings of this house know the seconds of their tokens (`token_seconds`), how to transpose them (`augment`) and
-# what music they can write. MidiTok's own do not.
-OURS = (Performance, Chorales)
-
-# What a description may name: encodings of one stream of tokens and one vocabulary.
-ENCODINGS = {kind.__name__: kind for kind in (*OURS, BEAT, MIDILike, MMM, PerTok, REMI, Structured, TSD)}
-
-# Stands before the first token of a bar or beat in a vocabulary that was trained on such words.
-WORD = "▁"
-
-# To WordPiece, a word that is too long is an unknown one, and gone.
-NO_WORDS = 'A WordPiece vocabulary needs words that are bars or beats: encode_ids_split "bar" or "beat"; or train BPE.'
-
-# How the tokens begin that a note begins with.
-SOUNDING = ("NoteOn_", "Pitch", "DrumOn_")
-
-# The types of MidiTok's tokens that name a key, and those that mean the same in every key. Others (chords by their
-# root, key signatures, BEAT's pitches, some of which are intervals) are not transposed.
-PITCHED = {"NoteOff", "NoteOn", "Pitch"}
-UNPITCHED = {
-    *("Bar", "Position", "TimeShift", "Rest", "Tempo", "TimeSig", "Duration", "MicroTiming", "Velocity", "Program"),
-    *("Track", "Pedal", "PedalOff", "PitchBend", "PitchDrum", "DrumOn", "DrumOff"),
-    *("PitchIntervalTime", "PitchIntervalChord"),
-}
-
-
-class TokenExpansion:
-    """What the ids of a MidiTok tokenizer stand for: one token each, or several where its vocabulary was trained.
-
-    Args:
-        miditok: The tokenizer.
-
-    Raises:
-        ValueError: The vocabulary was trained in a way that loses music.
-    """
-
-    def __init__(self, miditok: MusicTokenizer):
-        self.miditok = miditok
-        vocabulary = miditok.vocab_model if miditok.is_trained else miditok.vocab
-        written = sorted(vocabulary, key=vocabulary.get)
-        if not miditok.is_trained:
-            parts = [[token] for token in written]
-        elif type(miditok._model.model).__name__ == "WordPiece" and miditok.config.encode_ids_split == "no":
-            raise ValueError(NO_WORDS)
-        else:
-            parts = []
-            for id_ in range(len(written)):
-                expanded = TokSequence(ids=[id_], are_ids_encoded=True)
-                miditok.decode_token_ids(expanded)
-                parts.append(expanded.tokens)
-        self.begins_word = np.array([miditok.is_trained and text.startswith(WORD) for text in written])
-        # As text a learned token is the ones it stands for: Position_4+Pitch_60.
-        self.tokens = [
-            WORD * bool(begins) + "+".join(part) for part, begins in zip(parts, self.begins_word, strict=True)
-        ]
-        self.lengths = np.array([len(part) for part in parts])
-        self._parts = np.array([miditok.vocab[token] for part in parts for token in part], dtype=np.int64)
-        self._starts = np.cumsum(self.lengths) - self.lengths
-        # A track's beginning and end are special to MMM, but part of the music.
-        silent = {token for token in miditok.special_tokens if not token.startswith("Track_")}
-        self._is_music = np.array([not silent.intersection(part) for part in parts])
-
-    def is_music(self, ids: np.ndarray) -> np.ndarray:
-        """Tell which ids stand for music, not for padding, a piece's beginning or end, or nothing at all.
-
-        Args:
-            ids: Any integers, `[L]`.
-
-        Returns:
-            Bool, `[L]`.
-        """
-        is_known = (ids >= 0) & (ids < len(self.tokens))
-        return is_known & self._is_music[np.where(is_known, ids, 0).astype(np.int64)]
-
-    def expand(self, ids: np.ndarray) -> np.ndarray:
-        """Write out learned ids as the ids of single tokens.
-
-        Args:
-            ids: Ids of this vocabulary, `[L]`.
-
-        Returns:
-            Ids of the vocabulary before it was trained.
-        """
-        lengths = self.lengths[ids]
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self._parts[np.repeat(self._starts[ids], lengths) + within]
-
-    def word_starts(self, ids: np.ndarray) -> np.ndarray:
-        """Find where bars or beats begin among the single tokens that `expand` writes, as far as the ids say."""
-        ends = np.cumsum(self.lengths[ids])
-        return (ends - self.lengths[ids])[self.begins_word[ids]]
-
-    def total(self, values: np.ndarray) -> np.ndarray:
-        """Sum up, for each id, a value of the single tokens it stands for.
-
-        Args:
-            values: A number for each single token.
-
-        Returns:
-            A number for each id, `[V]`.
-        """
-        owner = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        return np.bincount(owner, values[self._parts], minlength=len(self.lengths))
-
-    def merge(self, single: np.ndarray, word_starts: Iterable[int]) -> np.ndarray:
-        """Write single tokens in the vocabulary, as it would write them itself: `expand` backwards.
-
-        Args:
-            single: Ids of single tokens, `[L]`.
-            word_starts: Where a bar or beat begins among them; before the first, one goes on.
-
-        Returns:
-            Ids of this vocabulary.
-        """
-        if not self.miditok.is_trained:
-            return single
-        ids = []
-        for index, word in enumerate(np.split(single, word_starts)):
-            sequence = TokSequence(ids=word.tolist())
-            self.miditok.complete_sequence(sequence, complete_bytes=True)
-            # The model by itself, for the road that leads through MidiTok puts a beginning before every word.
-            ids += [token.id for token in self.miditok._model.model.tokenize(WORD * (index > 0) + sequence.bytes)]
-        return np.array(ids, dtype=np.int64)
 
 
 class MusicTxTokenizer(PreTrainedTokenizer):
@@ -363,7 +71,7 @@ class MusicTxTokenizer(PreTrainedTokenizer):
             self._description = json.dumps(self.miditok.to_dict(), indent=4)
         else:
             self._description = Path(miditok_file).read_text(encoding="utf-8")
-            self.miditok = _encoding(json.loads(self._description).get("tokenization"))(params=miditok_file)
+            self.miditok = find_encoding(json.loads(self._description).get("tokenization"))(params=miditok_file)
         self._expansion = TokenExpansion(self.miditok)
         self._vocab = {token: id_ for id_, token in enumerate(self._expansion.tokens)}
         # Where a copy was loaded from is not saved with it, or the second save would differ from the first.
@@ -387,7 +95,7 @@ class MusicTxTokenizer(PreTrainedTokenizer):
             ValueError: It has more than one vocabulary, is of an unknown kind, or would not be saved whole.
         """
         kind = type(miditok).__name__
-        _encoding(kind)
+        find_encoding(kind)
         # By way of the file: what works now is then what works after loading.
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, cls.vocab_files_names["miditok_file"])
@@ -455,7 +163,9 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         Raises:
             ValueError: The encoding writes one track after the other.
         """
-        seconds = self.miditok.token_seconds if isinstance(self.miditok, OURS) else _beats(self.miditok) / 2
+        seconds = (
+            self.miditok.token_seconds if isinstance(self.miditok, SingleStream) else beats_of_tokens(self.miditok) / 2
+        )
         return np.append(self._expansion.total(seconds), np.zeros(len(self) - self.vocab_size))
 
     def get_vocab(self) -> dict[str, int]:
@@ -517,7 +227,11 @@ class MusicTxTokenizer(PreTrainedTokenizer):
             raise TypeError(f"{type(music).__name__} is no music; give a path, bytes, a symusic.Score, ids or a list.")
         try:
             score = music.to("tick") if midi is None else Score.from_midi(midi)
-            return score if isinstance(self.miditok, OURS) else _prepare_score(score, self.miditok.one_token_stream)
+            return (
+                score
+                if isinstance(self.miditok, SingleStream)
+                else _prepare_score(score, self.miditok.one_token_stream)
+            )
         except RuntimeError as error:  # what symusic raises for broken files
             raise ValueError(f"{_name(music)}: not a MIDI file, or a broken one ({error}).") from None
         except ValueError as error:
@@ -576,10 +290,10 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         if len(music) != len(inside):
             raise ValueError("ids hold more than one piece; augment them one by one.")
         single, word_starts = self._expansion.expand(music), self._expansion.word_starts(music)
-        if isinstance(self.miditok, OURS):
+        if isinstance(self.miditok, SingleStream):
             single = self.miditok.augment(single, semitones, stretch)
         else:
-            single = _transposed(self.miditok, single, semitones)
+            single = transpose_tokens(self.miditok, single, semitones)
         return np.concatenate([head, self._expansion.merge(single, word_starts), tail]).astype(ids.dtype)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
@@ -596,14 +310,6 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         path = Path(save_directory, f"{filename_prefix}-{name}" if filename_prefix else name)
         path.write_text(self._description, encoding="utf-8", newline="")
         return (str(path),)
-
-
-def _encoding(name: str) -> type[MusicTokenizer]:
-    """Return the class of an encoding."""
-    if name not in ENCODINGS:
-        known = ", ".join(ENCODINGS)
-        raise ValueError(f"{name} is no encoding of one stream and one vocabulary that is known here: {known}.")
-    return ENCODINGS[name]
 
 
 def _name(music) -> str:
@@ -645,36 +351,3 @@ def _prepare_score(score: Score, all_tracks: bool) -> Score:
     score = score.copy()
     score.tracks = tracks
     return score
-
-
-def _beats(miditok: MusicTokenizer) -> np.ndarray:
-    """Count the quarters by which each single token of one of MidiTok's own encodings moves time on, `[V]`."""
-    if isinstance(miditok, MMM):
-        raise ValueError("MMM writes one track after the other; how long its music is, only to_score(ids) can tell.")
-    beats = np.zeros(len(miditok.vocab))
-    if "Bar_None" in miditok.vocab:
-        beats[miditok.vocab["Bar_None"]] = 4
-        return beats
-    for token, id_ in miditok.vocab.items():
-        kind, _, value = token.partition("_")
-        if kind in ("TimeShift", "Rest"):
-            whole, part, parts = map(int, value.split("."))
-            beats[id_] = whole + part / parts
-    return beats
-
-
-def _transposed(miditok: MusicTokenizer, ids: np.ndarray, semitones: int) -> np.ndarray:
-    """Transpose the single tokens of one of MidiTok's own encodings, each by itself."""
-    new_ids = ids.copy()
-    for id_ in np.unique(ids).tolist() if semitones else ():
-        kind, _, value = miditok[id_].partition("_")
-        if kind not in PITCHED | UNPITCHED:
-            raise ValueError(
-                f"semitones is {semitones}; {miditok[id_]} of {type(miditok).__name__} is not transposed."
-            )
-        if kind in PITCHED:
-            token = f"{kind}_{int(value) + semitones}"
-            if token not in miditok.vocab:
-                raise ValueError(f"semitones is {semitones}; {miditok[id_]} would leave the keys of the vocabulary.")
-            new_ids[ids == id_] = miditok.vocab[token]
-    return new_ids
