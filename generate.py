@@ -1,12 +1,11 @@
 """Generate piano music: a MIDI file, its sound and its piano roll for each sample.
 
-    python generate.py                                      the shipped model plays by itself
-    python generate.py --prompt mine.mid --num_samples 4    it continues the first ten seconds of a file in four ways
-    python generate.py --seconds 3600 --stream              an hour of music, each note printed as soon as it is known
+    python generate.py                                    30 seconds from nothing, by the shipped model
+    python generate.py --prompt mine.mid --num_samples 4  four continuations of the first ten seconds of a file
+    python generate.py --seconds 3600 --stream            an hour of music, each note printed when it has ended
 
-The model samples, the tokenizer reads and writes notes, the evaluation room plays and draws them: here are flags and
-files. A user's mistake ends in one line and exit code 2 and leaves nothing half-written; Ctrl-C ends the music where
-it is, and what there is of it is written.
+This script handles flags and files; `tokenization.generate_music` generates. A mistake of the user ends in one line
+and exit code 2 and leaves nothing half-written. Ctrl-C ends the generation early, and the music so far is written.
 """
 
 import argparse
@@ -28,25 +27,22 @@ from pathlib import Path
 
 SHIPPED_MODEL = Path(__file__).parent / "checkpoints" / "maestro-small"
 
-# Beside each MIDI file lie its record and what --formats asks for.
+# Files beside each MIDI file: its record, and those of --formats.
 AUDIO, PICTURES = ("wav", "flac", "mp3"), ("png", "svg")
 SUFFIXES = tuple(f".{kind}" for kind in ("mid", "json", *PICTURES, *AUDIO))
 
-# What the same seed gives the same bytes with, beside Python.
+# The libraries whose versions decide, with Python's, whether a seed gives the same bytes.
 LIBRARIES = ("music-tx", "torch", "transformers", "miditok", "symusic", "matplotlib", "midirenderer", "soundfile")
-
-# A second of MAESTRO is 40 tokens; a model that needs four times as many has lost its way.
-TOKENS_PER_SECOND, SPARE_TOKENS = 160, 500
 
 
 def fail(message):
-    """End the program with one line on stderr and exit code 2."""
+    """Exit with one line on stderr and code 2."""
     print(f"generate.py: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def within(kind, low, high):
-    """Make an argparse type: a number of this kind between two bounds, both included."""
+    """Return an argparse type: a number between two bounds, both included."""
 
     def parse(text):
         try:
@@ -62,63 +58,91 @@ def within(kind, low, high):
 
 
 def make_parser():
-    """Describe the command line."""
+    """Return the parser of the command line."""
     usage = "python generate.py [--prompt MIDI] [--seconds S] [--num_samples N] [options below]"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage)
     parser.error = fail
-    duration, default = within(float, 0.01, 86_400), "; %(default)s if not given"
+    duration, default = within(float, 0.01, 86_400), " (default: %(default)s)"
 
-    add = parser.add_argument_group("what is played").add_argument
-    add("--model", default=str(SHIPPED_MODEL), help="folder, or user/name on the Hub; the shipped one if not given")
-    add("--prompt", metavar="MIDI", help="file to continue; the model begins by itself if not given")
-    add("--prompt_seconds", metavar="S", type=duration, default=10.0, help="how much of it is played" + default)
-    add("--seconds", metavar="S", type=duration, default=30.0, help="how much music is made" + default)
-    add("--ending", action="store_true", help="let the last notes end by themselves, a little after --seconds")
-    add("--num_samples", metavar="N", type=within(int, 1, 1024), default=1, help="how many, in one batch" + default)
+    add = parser.add_argument_group("music").add_argument
+    add("--model", default=str(SHIPPED_MODEL), help="folder, or user/name on the Hub (default: the shipped model)")
+    add("--prompt", metavar="MIDI", help="file to continue (default: generate from nothing)")
+    add("--prompt_seconds", metavar="S", type=duration, default=10.0, help="seconds of it to use" + default)
+    add("--seconds", metavar="S", type=duration, default=30.0, help="seconds to generate" + default)
+    add(
+        "--ending",
+        action="store_true",
+        help="let the last notes end, a few seconds after --seconds",
+    )
+    add("--num_samples", metavar="N", type=within(int, 1, 1024), default=1, help="number of samples" + default)
 
-    add = parser.add_argument_group("how it is played").add_argument
+    add = parser.add_argument_group("sampling").add_argument
     temperature, key = within(float, 0.01, 100), within(int, 0, 127)
-    add("--temperature", metavar="T", type=temperature, default=1.0, help="tamer below 1, wilder above" + default)
-    add("--top_k", metavar="K", type=within(int, 0, 1_000_000), default=0, help="keep so many tokens, 0 all" + default)
-    add("--top_p", metavar="P", type=within(float, 0.01, 1), default=0.98, help="keep so much chance, 1 all" + default)
-    add("--max_polyphony", metavar="N", type=within(int, 1, 128), help="most notes at once; no limit if not given")
-    add("--max_note_seconds", metavar="S", type=duration, help="longest note; 10 if not given")
-    add("--pitch_range", metavar=("LOW", "HIGH"), type=key, nargs=2, help="keys, 60 is C4; 21 108 if not given")
-    add("--seed", type=within(int, 0, 2**32 - 1), help="the same seed, the same bytes; drawn if not given")
+    add(
+        "--temperature",
+        metavar="T",
+        type=temperature,
+        default=1.0,
+        help="divides the logits" + default,
+    )
+    add(
+        "--top_k",
+        metavar="K",
+        type=within(int, 0, 1_000_000),
+        default=0,
+        help="sample from the K likeliest, 0: all" + default,
+    )
+    add(
+        "--top_p",
+        metavar="P",
+        type=within(float, 0.01, 1),
+        default=0.98,
+        help="nucleus sampling, 1: off" + default,
+    )
+    add("--max_polyphony", metavar="N", type=within(int, 1, 128), help="most notes at once (default: no limit)")
+    add("--max_note_seconds", metavar="S", type=duration, help="longest note (default: 10)")
+    add(
+        "--pitch_range",
+        metavar=("LOW", "HIGH"),
+        type=key,
+        nargs=2,
+        help="keys, 60 is C4 (default: 21 108)",
+    )
+    add("--seed", type=within(int, 0, 2**32 - 1), help="the same seed gives the same bytes (default: random)")
 
-    add = parser.add_argument_group("while it is made").add_argument
-    add("--stream", action="store_true", help="print each note as soon as it is known")
-    add("--midi_port", metavar="NAME", help="play each note on a MIDI port, in time")
+    add = parser.add_argument_group("while generating").add_argument
+    add("--stream", action="store_true", help="print each note when it has ended")
+    add("--midi_port", metavar="NAME", help="play on a MIDI port in real time")
 
-    add = parser.add_argument_group("what is written").add_argument
+    add = parser.add_argument_group("output").add_argument
     add("--output_dir", metavar="DIR", type=Path, default=Path("samples"), help="folder for the files" + default)
     kinds, formats = (*AUDIO, *PICTURES), ["wav", "png"]
-    add("--formats", nargs="*", choices=kinds, default=formats, help="beside the MIDI file; wav png if not given")
-    add("--dark", action="store_true", help="draw on black")
-    add("--soundfont", metavar="SF2", help="whose piano plays; $SOUNDFONT, or the best one found, if not given")
-    add("--overwrite", action="store_true", help="replace files that are there")
+    add("--formats", nargs="*", choices=kinds, default=formats, help="files beside the MIDI file (default: wav png)")
+    add("--dark", action="store_true", help="draw the piano roll on a dark background")
+    add("--soundfont", metavar="SF2", help="SoundFont of the sound (default: $SOUNDFONT, or the best one found)")
+    add("--overwrite", action="store_true", help="replace existing files")
     return parser
 
 
-def parse_arguments(arguments=None):
+def parse_arguments(argv=None):
     """Read the command line.
 
     Args:
-        arguments: The words to read; those of the process when None.
+        argv: The words of the command line; those of the process when None.
 
     Returns:
         The options by name.
     """
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse_args(argv)
     if options.num_samples > 1 and (options.stream or options.midi_port):
-        fail(f"--num_samples {options.num_samples}: --stream and --midi_port follow one sample; leave it out.")
+        fail(f"--num_samples {options.num_samples}: --stream and --midi_port need one sample; leave it out.")
     if options.seed is None:
         options.seed = secrets.randbelow(100_000)
     return options
 
 
 def exact_command(options):
-    """Write the command that makes the same bytes again; where they lie does not matter to them."""
+    """Return the command that gives the same bytes again, without where they are written."""
     parser, words = make_parser(), ["python", "generate.py"]
     for name, value in vars(options).items():
         if name in ("output_dir", "overwrite") or value == parser.get_default(name):
@@ -130,63 +154,34 @@ def exact_command(options):
 
 
 def name_outputs(options):
-    """Name the outputs, without suffix, and make sure that none of them is there already."""
+    """Return the paths of the outputs, without suffix; fail if one exists and may not be replaced."""
     stems = [options.output_dir / f"sample-{options.seed}-{i + 1}" for i in range(options.num_samples)]
     for path in (stem.with_suffix(suffix) for stem in stems for suffix in SUFFIXES):
         if path.exists() and not options.overwrite:
-            fail(f"{path} is there already; give --overwrite, another --seed or another --output_dir.")
+            fail(f"{path} exists; give --overwrite, another --seed or another --output_dir.")
     return stems
 
 
-def find_model(name):
-    """Find the folder of a model, here or on the Hub."""
-    folder = Path(name)
-    if name.count("/") == 1 and not folder.parent.is_dir():
-        from huggingface_hub import snapshot_download
+def load(name):
+    """Load a model and its tokenizer."""
+    from evaluation.loading import load_model, load_model_tokenizer
 
-        # All files of one revision. Without a network this gives up at once; loading the files tries for a minute.
-        try:
-            folder = Path(snapshot_download(name))
-        except (OSError, ValueError) as error:
-            fail(f"{name} is no folder here and cannot be had from the Hub: {str(error).splitlines()[0]}")
-    if not (folder / "config.json").is_file():
-        fail(f"{name} holds no model; give a folder with a config.json in it, or user/name on the Hub.")
-    return folder
-
-
-def load(name, folder):
-    """Load a model and its tokenizer from a folder; mistakes are told by the name that the user gave it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    # Imported for their entries in the Auto classes, too.
-    import modeling_music_tx  # noqa: F401
-    from tokenization import MusicTxTokenizer
-
-    logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder)
-    # Whatever is wrong with a model's files comes as an exception of json, safetensors, huggingface_hub or torch.
-    except Exception as error:
-        fail(f"{name} cannot be loaded as a model: {error}")
-    if not isinstance(tokenizer, MusicTxTokenizer):
-        fail(f"{name} has a {type(tokenizer).__name__}; a model of music comes with a MusicTxTokenizer.")
+        model, tokenizer = load_model(name), load_model_tokenizer(name)
+    except ValueError as error:
+        fail(error)
     try:
         _ = tokenizer.token_seconds
     except ValueError as error:
-        fail(f"{name} cannot be asked for seconds of music: {error}")
-    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), tokenizer
+        fail(f"{name} cannot generate music by seconds: {error}")
+    return model, tokenizer
 
 
 def read_prompt(options, tokenizer):
-    """Read what the music begins with.
-
-    Returns:
-        Its ids `[T]`, which are BOS alone without a prompt.
-    """
+    """Return the ids of the prompt, `[T]`: BOS alone if there is none."""
     import numpy as np
+
+    from tokenization import first_seconds
 
     if options.prompt is None:
         return np.array([tokenizer.bos_token_id])
@@ -194,15 +189,14 @@ def read_prompt(options, tokenizer):
         ids = np.array(tokenizer.encode(options.prompt))
     except (OSError, ValueError) as error:
         fail(f"the prompt cannot be read: {error}")
-    # The sum of many hundredths strays from the grid, by less than half a step.
-    return ids[tokenizer.token_seconds[ids].cumsum() < options.prompt_seconds + 0.005]
+    return first_seconds(ids, tokenizer, options.prompt_seconds)
 
 
 def find_sound(options):
-    """Find a SoundFont that plays.
+    """Find a SoundFont and check that it renders.
 
     Returns:
-        Its path; None if no sound is asked for, or if there can be none here, and then a line has said why.
+        Its path; None if no sound is wanted, or if it cannot be rendered here, which is then printed.
     """
     if not set(AUDIO) & set(options.formats):
         return None
@@ -224,60 +218,63 @@ def find_sound(options):
 
 
 class Progress:
-    """A streamer as `generate()` takes one, which draws a bar of the seconds of music made, all samples together."""
+    """A streamer for `generate()` that draws a progress bar: seconds of music, all samples together."""
 
     def __init__(self, tokenizer, seconds, num_samples):
         from tqdm import tqdm
 
         self.token_seconds, self.seconds = tokenizer.token_seconds, seconds
-        self.elapsed = None
-        layout = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music, {elapsed} gone, {remaining} to go"
-        self.bar = tqdm(total=seconds * num_samples, bar_format=layout, leave=False)
+        self.finished, self.elapsed = 0.0, None
+        layout = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music, {elapsed} elapsed, {remaining} remaining"
+        # Drawn only once there is something to show: an error before that ends in one line.
+        self.bar = tqdm(total=seconds * num_samples, bar_format=layout, leave=False, delay=0.01)
 
     def put(self, ids):
-        """Take the prompt first, and then one token of each sample at a time, `[B]`."""
+        """Take the prompt of a batch, then one token of each of its samples at a time, `[B]`."""
         if self.elapsed is None:
             self.elapsed = 0.0
             return
         self.elapsed = self.elapsed + self.token_seconds[ids.numpy()]
-        self.bar.update(self.elapsed.clip(max=self.seconds).sum() - self.bar.n)
+        self.bar.update(self.finished + self.elapsed.clip(max=self.seconds).sum() - self.bar.n)
 
     def end(self):
-        """Take the bar away."""
-        self.bar.close()
+        """Finish a batch; another may follow."""
+        self.finished, self.elapsed = self.bar.n, None
+        if self.finished >= self.bar.total:
+            self.bar.close()
 
 
-def make_streamer(options, tokenizer, unseen, port):
-    """Choose what follows the music while it is made: notes as they come, or else a bar.
+def make_streamer(options, model, tokenizer, prompt, port):
+    """Return the streamer that follows the generation: notes if they are printed or played, else a progress bar.
 
     Args:
         options: The options.
+        model: The model, for its window.
         tokenizer: The tokenizer.
-        unseen: The part of the prompt that the model does not see, `[T]`.
+        prompt: The ids of the prompt, `[T]`.
         port: A `MidiPort`, or None.
-
-    Returns:
-        The streamer.
     """
     from evaluation.rendering import key_name
     from tokenization import MidiStreamer
 
     if not options.stream and port is None:
         return Progress(tokenizer, options.seconds, options.num_samples)
-    before = tokenizer.token_seconds[unseen].sum()
+    # The streamer gets only what the model sees of the prompt.
+    unseen = prompt[: -(model.config.sliding_window or len(prompt))]
+    unseen_seconds = tokenizer.token_seconds[unseen].sum()
 
-    def hear(note):
-        start, name = note.start_seconds + before, key_name(note.pitch)
+    def print_note(note):
+        start, name = note.start_seconds + unseen_seconds, key_name(note.pitch)
         print(f"{start:9.2f} s  {name:<3} velocity {note.velocity:3}  {note.duration_seconds:5.2f} s", flush=True)
 
     return MidiStreamer(
-        tokenizer, on_note=hear if options.stream else None, on_event=port and port.put, skip_prompt=True
+        tokenizer, on_note=print_note if options.stream else None, on_event=port and port.put, skip_prompt=True
     )
 
 
 @contextmanager
 def ctrl_c_noted():
-    """Take note of a first Ctrl-C, in an event that it yields; a second one interrupts as ever."""
+    """Yield a `threading.Event` that the first Ctrl-C sets; a second one raises KeyboardInterrupt."""
     noted = threading.Event()
 
     def note(number, frame):
@@ -292,79 +289,48 @@ def ctrl_c_noted():
 
 
 def sample(options, model, tokenizer, prompt, port, stopped):
-    """Let the model continue the prompt.
+    """Generate the samples.
 
     Args:
         options: The options.
         model: The model.
         tokenizer: Its tokenizer.
-        prompt: Ids to begin with, `[T]`.
+        prompt: The ids to continue, `[T]`.
         port: A `MidiPort` to play on meanwhile, or None.
-        stopped: An event that ends it.
+        stopped: A `threading.Event` that ends the generation.
 
     Returns:
-        The new ids of each sample, without padding, a list of `[N]`.
+        The new ids of each sample, a list of `[N]`; fewer samples if the event came before their batch.
     """
-    import torch
-    from transformers import DynamicCache, set_seed
+    from transformers import set_seed
 
-    from tokenization import PIANO, MaxSeconds, piano_logits_processors
+    from tokenization import generate_music
 
-    # A prompt longer than what the model sees at once is taken by its end.
-    window = model.config.sliding_window or len(prompt)
-    unseen, seen = prompt[:-window], prompt[-window:]
-    ids = torch.tensor(seen[None], device=model.device)
-
-    seconds = options.seconds
-    given = {name: getattr(options, name) for name in ("max_polyphony", "max_note_seconds", "pitch_range")}
-    rules = {name: value for name, value in given.items() if value is not None}
-    if options.ending:
-        rules["close_after_seconds"] = seconds
-        seconds += rules.get("max_note_seconds", PIANO["max_note_seconds"])
+    limits = {name: getattr(options, name) for name in ("max_polyphony", "max_note_seconds", "pitch_range")}
+    set_seed(options.seed)
     try:
-        manners = piano_logits_processors(tokenizer, before=[unseen], prompt_length=len(seen), **rules)
-        streamer = make_streamer(options, tokenizer, unseen, port)
+        samples = generate_music(
+            model,
+            tokenizer,
+            prompt,
+            seconds=options.seconds,
+            num_samples=options.num_samples,
+            ending=options.ending,
+            grammar={name: value for name, value in limits.items() if value is not None},
+            streamer=make_streamer(options, model, tokenizer, prompt, port),
+            should_stop=stopped.is_set,
+            do_sample=True,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+        )
     except ValueError as error:
         fail(error)
-
-    # The prompt is read once, for all samples.
-    cache = DynamicCache(config=model.config)
-    if len(seen) > 1:
-        with torch.no_grad():
-            model(ids[:, :-1], past_key_values=cache, logits_to_keep=1)
-        cache.batch_repeat_interleave(options.num_samples)
-    set_seed(options.seed)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
-        do_sample=True,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        num_return_sequences=options.num_samples,
-        max_new_tokens=most_tokens(seconds),
-        logits_processor=manners,
-        stopping_criteria=[
-            MaxSeconds(tokenizer, seconds, len(seen)),
-            lambda ids, scores: torch.full((len(ids),), stopped.is_set(), device=ids.device),
-        ],
-        streamer=streamer,
-    )
-    return [row[row != tokenizer.pad_token_id] for row in output[:, len(seen) :].cpu().numpy()]
-
-
-def most_tokens(seconds):
-    """Return how many tokens so much music may have."""
-    return SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * seconds)
+    return [ids[len(prompt) :] for ids in samples]
 
 
 def describe(options, folder, number, ids, interrupted):
-    """Write down how a sample came to be.
-
-    Returns:
-        Its record, as JSON takes it: the same for the same command.
-    """
+    """Return the record of a sample, for JSON: the same for the same command."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         with suppress(PackageNotFoundError):
@@ -384,13 +350,13 @@ def describe(options, folder, number, ids, interrupted):
 
 
 def sha256(path):
-    """Return a file's SHA-256, as `sha256sum` prints it."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_texts(midi, texts):
-    """Put text events at the beginning of a MIDI file, which symusic does not.
+    """Insert text events at the beginning of a MIDI file, which symusic cannot write.
 
     Args:
         midi: The bytes of the file.
@@ -411,7 +377,7 @@ def with_texts(midi, texts):
 
 
 def write(options, stem, folder, score, record, prompt_seconds, soundfont):
-    """Write the files of one sample, each into a folder aside before it is moved to its name.
+    """Write the files of one sample, each to a temporary folder first and then moved to its name.
 
     Returns:
         The suffixes of the files written.
@@ -429,7 +395,7 @@ def write(options, stem, folder, score, record, prompt_seconds, soundfont):
     texts = [f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in record.items()]
     place(".mid", lambda path: path.write_bytes(with_texts(score.dumps_midi(), texts)))
     place(".json", lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
-    # What else has this name is of other music.
+    # Other files of this name belong to a sample that is being replaced.
     for suffix in set(SUFFIXES) - set(written):
         stem.with_suffix(suffix).unlink(missing_ok=True)
     for kind in sorted(set(options.formats) & set(PICTURES)):
@@ -442,7 +408,7 @@ def write(options, stem, folder, score, record, prompt_seconds, soundfont):
 
 
 def open_port(name):
-    """Open a MIDI port by its name, or none without one."""
+    """Open a MIDI port by its name; None without a name."""
     if name is None:
         return None
     from evaluation.rendering import MidiPort
@@ -455,22 +421,24 @@ def open_port(name):
         return fail(error)
 
 
-def main(arguments=None):
-    """Read, sample, write.
+def main(argv=None):
+    """Run the command line.
 
     Args:
-        arguments: The words of the command line; those of the process when None.
+        argv: The words of the command line; those of the process when None.
+
+    Returns:
+        The exit code: 0, or 130 if Ctrl-C ended the generation early.
     """
-    options = parse_arguments(arguments)
+    options = parse_arguments(argv)
     stems = name_outputs(options)
     port = open_port(options.midi_port)
-    folder = find_model(options.model)
-    model, tokenizer = load(options.model, folder)
+    model, tokenizer = load(options.model)
     prompt = read_prompt(options, tokenizer)
     soundfont = find_sound(options)
     try:
         options.output_dir.mkdir(parents=True, exist_ok=True)
-        # Whether it can be written to is better known before the music is made than after.
+        # Check that files can be written before the music is generated.
         tempfile.TemporaryFile(dir=options.output_dir).close()
     except OSError as error:
         fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
@@ -482,9 +450,9 @@ def main(arguments=None):
 
     try:
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=options.output_dir) as aside:
-            for number, (stem, ids) in enumerate(zip(stems, samples, strict=True), start=1):
+            for number, (stem, ids) in enumerate(zip(stems, samples, strict=False), start=1):
                 score = tokenizer.to_score([*prompt, *ids])
-                record = describe(options, folder, number, ids, stopped.is_set())
+                record = describe(options, Path(model.name_or_path), number, ids, stopped.is_set())
                 prompt_seconds = tokenizer.token_seconds[prompt].sum()
                 suffixes = write(options, stem, Path(aside), score, record, prompt_seconds, soundfont)
                 print(f"{stem}{{{','.join(suffixes)}}}")
@@ -492,8 +460,8 @@ def main(arguments=None):
         fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
 
     seconds = [tokenizer.token_seconds[ids].sum() for ids in samples]
-    for stem, ids, made in zip(stems, samples, seconds, strict=True):
-        if len(ids) >= most_tokens(options.seconds) and made < options.seconds:
+    for stem, ids, made in zip(stems, samples, seconds, strict=False):
+        if made < options.seconds and tokenizer.eos_token_id not in ids and not stopped.is_set():
             print(f"{stem} was cut at {len(ids)} tokens, after {made:.1f} s of music.", file=sys.stderr)
     tokens = sum(map(len, samples))
     print(
@@ -505,14 +473,13 @@ def main(arguments=None):
         if late:
             times = f"{len(late)} times, {max(late):.2f} s at most, {sum(late):.2f} s in all"
             print(f"The music had to wait for the model: {times}.", file=sys.stderr)
-    if stopped.is_set():
-        raise SystemExit(130)
+    return 130 if stopped.is_set() else 0
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except ModuleNotFoundError as error:
-        fail(f'{error}; pip install --editable ".[all]" brings it.')
+        fail(f'{error}; install it with pip install --editable ".[all]".')
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        sys.exit(130)

@@ -51,7 +51,7 @@ from corpus.dataset import (
 from evaluation.likelihood import negative_log_likelihood
 from evaluation.rendering import piano_roll
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
-from tokenization import MidiGenerationPipeline, MusicTxTokenizer, piano_logits_processors
+from tokenization import MidiGenerationPipeline, MusicTxTokenizer, generate_music
 
 
 @dataclass
@@ -858,9 +858,8 @@ def keep_evaluation(model, tokenizer, log: Log, recipe: Recipe, step: int, is_be
 def write_sample(model, tokenizer, recipe: Recipe, path: Path):
     """A piece as long as a crop, from nothing, as MIDI and piano roll; always from the same random numbers."""
     torch.manual_seed(recipe.seed)
-    start = torch.tensor([[tokenizer.bos_token_id]], device=model.device)
-    ids = model.generate(start, max_length=recipe.sequence_length, logits_processor=piano_logits_processors(tokenizer))
-    score = tokenizer.to_score(ids[0].tolist())
+    (ids,) = generate_music(model, tokenizer, seconds=None, max_new_tokens=recipe.sequence_length - 1)
+    score = tokenizer.to_score(ids)
     score.dump_midi(path.with_suffix(".mid"))
     piano_roll(score, path.with_suffix(".png"))
 

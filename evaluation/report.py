@@ -34,7 +34,7 @@ from evaluation.likelihood import amount_of_music, score, summarize
 from evaluation.metrics import AMOUNTS, read_notes, self_similarity, tabulate
 from evaluation.page import facts_for_card, write_page
 from evaluation.pictures import draw_attention, draw_histograms, draw_self_similarity
-from evaluation.sampling import beginnings, play
+from evaluation.sampling import excerpt_scores, sample_scores
 from tokenization import MusicTxTokenizer
 
 
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         print(f"{split}: {measured['likelihood'][split]['nats_per_token']:.4f} nats per token", flush=True)
 
-    played = play(model, tokenizer, args.samples, args.seconds, args.seed, args.top_p)
+    played = sample_scores(model, tokenizer, args.samples, args.seconds, args.seed, args.top_p)
     digits = len(str(args.samples))
     paths = [args.output / "samples" / f"{number:0{digits}}.mid" for number in range(1, args.samples + 1)]
     for piece, path in zip(played, paths, strict=True):
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     sets = {"model": played}
     for split in ("validation", "train"):
         pieces = corpus[split].with_format("numpy")["input_ids"]
-        sets[{"train": "training"}.get(split, split)] = beginnings(pieces, tokenizer, args.seconds)
+        sets[{"train": "training"}.get(split, split)] = excerpt_scores(pieces, tokenizer, args.seconds)
     measured |= measure_music(sets, args.seed)
     draw_histograms(measured["histograms"], args.output / "histograms.png")
     draw_self_similarity(measured["self_similarity"], args.output / "self_similarity.png")

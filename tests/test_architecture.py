@@ -21,10 +21,10 @@ ROOMS = {
     "modeling_music_tx": set(),
     "tokenization": set(),
     "corpus": {"tokenization"},
-    "evaluation": {"tokenization", "corpus"},
+    "evaluation": {"modeling_music_tx", "tokenization", "corpus"},
     "hub": {"modeling_music_tx", "tokenization", "evaluation"},
     "train": {"modeling_music_tx", "tokenization", "corpus", "evaluation"},
-    "generate": {"modeling_music_tx", "tokenization", "evaluation.rendering"},
+    "generate": {"tokenization", "evaluation.loading", "evaluation.rendering"},
 }
 # Benchmarks and tests look at everything, and nothing looks at them.
 WATCHERS = ("benchmarks", "tests")

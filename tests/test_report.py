@@ -12,7 +12,7 @@ from symusic import Score
 from evaluation import report
 from evaluation.metrics import read_notes, tabulate
 from evaluation.page import facts_for_card, write_page
-from evaluation.sampling import beginnings, play
+from evaluation.sampling import excerpt_scores, sample_scores
 from hub.card import Facts
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicGrammar, MusicTxTokenizer
@@ -144,10 +144,10 @@ def test_without_a_likelihood_there_is_none_on_page_and_card(measured):
     assert "Likelihood" not in write_page(measured)
 
 
-def test_beginnings_are_cut_at_the_token_that_reaches_the_time_and_all_keys_come_up_there(corpus):
+def test_excerpts_are_cut_at_the_token_that_reaches_the_time_and_all_notes_end_there(corpus):
     tokenizer = MusicTxTokenizer()
     pieces = report.load_corpus(corpus)["validation"].with_format("numpy")["input_ids"]
-    for ids, score in zip(pieces, beginnings(pieces, tokenizer, SECONDS), strict=True):
+    for ids, score in zip(pieces, excerpt_scores(pieces, tokenizer, SECONDS), strict=True):
         whole, notes = read_notes(tokenizer.to_score(ids)), read_notes(score)
         elapsed = tokenizer.token_seconds[ids].cumsum()
         end = elapsed[elapsed >= SECONDS - 0.001][0]
@@ -157,7 +157,7 @@ def test_beginnings_are_cut_at_the_token_that_reaches_the_time_and_all_keys_come
 
 def test_what_a_model_plays_is_well_formed_and_as_long_as_asked_for(model):
     tokenizer = MusicTxTokenizer()
-    scores = play(MusicTxForCausalLM.from_pretrained(model), tokenizer, 3, SECONDS, seed=0, top_p=0.95)
+    scores = sample_scores(MusicTxForCausalLM.from_pretrained(model), tokenizer, 3, SECONDS, seed=0, top_p=0.95)
     assert len(scores) == 3
     for score in scores:
         # The last shift of time is of a second at most.
