@@ -80,7 +80,10 @@ def main(arguments: list[str] | None = None) -> None:
     train, held_out = (corpus[split].with_format("numpy") for split in ("train", "validation"))
     began = time.perf_counter()
     index = index_corpus(corpus["train"], corpus["validation"], tokenizer)
-    print(f"index: {len(index.names):,} pieces in {time.perf_counter() - began:.1f} s; {max(index.normal)} are normal")
+    print(
+        f"index: {len(index.names):,} pieces in {time.perf_counter() - began:.1f} s; "
+        f"baseline {max(index.baseline_scores)}"
+    )
 
     def draw(pieces, rng: np.random.Generator) -> tuple[str, Line]:
         piece = pieces[int(rng.integers(len(pieces)))]
@@ -98,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
             _, own = draw(held_out, rng)
             piece = joined(excerpt(own, 0, max(EXCERPT_SECONDS - args.seconds, 0)), passage)
             began = time.perf_counter()
-            found = index.examine(piece)
+            found = index.search(piece)
             slowest = max(slowest, time.perf_counter() - began)
             copies += found.is_copy
             right += found.passage.name == source

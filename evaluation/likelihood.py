@@ -1,10 +1,10 @@
 """How well a model predicts real music: negative log-likelihood per token, per note and per second of music.
 
-`python -m evaluation.likelihood --model FOLDER --corpus data/maestro --split validation` scores a saved model on the
-whole split; behind `accelerate launch -m`, several processes share the work and find the same numbers.
+`python -m evaluation.likelihood --model FOLDER --corpus data/maestro --split validation` scores a saved model on a
+whole split; with `accelerate launch -m evaluation.likelihood ...` several processes share the work and give the same
+numbers.
 
-Nats per token compare models of one tokenizer. Nats per note and per second compare models of any: the music is the
-same, however many tokens write it.
+Nats per token compare models with the same tokenizer. Nats per note and per second compare models with any tokenizer.
 
 Shape letters: B batch, L window length.
 """
@@ -22,14 +22,14 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
 from corpus.dataset import IGNORED, EvaluationWindows, load_corpus, load_tokenizer
+from evaluation.loading import load_model
 from tokenization import MusicTxTokenizer
 
 
 class Likelihood(NamedTuple):
-    """What a model made of some windows: the total in nats, and how many tokens were predicted."""
+    """The total negative log-likelihood of some windows in nats, and how many tokens were predicted."""
 
     nats: float
     tokens: int
@@ -41,11 +41,11 @@ class Likelihood(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What a model made of some windows, by the place of a token in its window; scores of parts add up.
+    """Sums over some windows by the position of a token in its window; the sums of parts add up.
 
     Args:
-        nats: Negative log-likelihood of the tokens at each place, `[L]`.
-        hits: How many of them were the model's first guess, `[L]`.
+        nats: Negative log-likelihood of the tokens at each position, `[L]`.
+        hits: How many of them had the highest probability of all tokens, `[L]`.
         tokens: How many there were, `[L]`.
     """
 
@@ -65,13 +65,13 @@ class ContextWindows(Dataset):
     """Windows over whole pieces in order, in which every token of a piece but its first is predicted exactly once.
 
     With a context of 1 the windows are those of `EvaluationWindows`, as in the paper: a token at the beginning of a
-    window is predicted from almost nothing. A longer context lets the windows overlap by so many tokens, which are
-    read and not predicted again.
+    window is predicted from almost nothing. With a longer context, consecutive windows overlap by that many tokens,
+    which are not predicted again.
 
     Args:
         pieces: One split of a corpus.
         length: Tokens per window. The last window of a piece is padded on the right.
-        context: Tokens of a window that are read only, but for the first window of a piece.
+        context: Tokens at the beginning of each window but the first that are not predicted.
 
     Raises:
         ValueError: The split is empty, or the context leaves nothing to predict.
@@ -107,12 +107,12 @@ class ContextWindows(Dataset):
 def score(
     model: torch.nn.Module, windows: Dataset, batch_size: int = 4, autocast=nullcontext, progress: bool = False
 ) -> Scores:
-    """Score windows of a corpus; the same windows give the same numbers in any order and batch, but for rounding.
+    """Score windows of a corpus; order and batch size change the numbers by rounding only.
 
     Args:
-        model: A causal language model; it is left in the mode it came in.
+        model: A causal language model; its training mode is restored.
         windows: Examples with `input_ids` and `labels`, both `[L]`.
-        batch_size: Windows at a time; on one core 4 took 5 to 20 percent less time than 8.
+        batch_size: Windows per forward pass; on one core 4 took 5 to 20 percent less time than 8.
         autocast: Makes a context for the forward pass, for lower precision.
         progress: Whether to show a progress bar.
 
@@ -123,18 +123,18 @@ def score(
     model.eval()
     device = next(model.parameters()).device
     totals = torch.zeros(3, 1, dtype=torch.float64)
-    # With a generator of its own, the loader leaves the global random numbers of a training alone.
+    # With a generator of its own, the loader does not change the global random state of a training.
     loader = DataLoader(windows, batch_size, generator=torch.Generator())
     for batch in tqdm(loader, disable=not progress, unit="batch", leave=False):
         labels = batch["labels"][:, 1:].to(device)  # [B, L - 1]
         with autocast():
             logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1].float()
         nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        # The sum over millions of tokens is taken in double precision; unlabelled tokens have a loss of zero.
+        # Double precision for sums over millions of tokens; unlabelled tokens have a loss of zero.
         parts = (nats.view_as(labels), logits.argmax(-1) == labels, labels >= 0)
         totals = totals + torch.stack([part.double().sum(0) for part in parts]).cpu()  # [3, L - 1]
     model.train(was_training)
-    # No first token of a window is predicted.
+    # The first token of a window is never predicted.
     return Scores(*torch.nn.functional.pad(totals, (1, 0)).numpy())
 
 
@@ -151,11 +151,11 @@ def negative_log_likelihood(
 
 
 def amount_of_music(rows: Sequence, tokenizer: MusicTxTokenizer) -> Amount:
-    """Count the notes and seconds of pieces, as their tokens tell them.
+    """Count the notes and seconds of pieces.
 
     Args:
         rows: The ids of each piece, `[N]`.
-        tokenizer: The tokenizer that wrote them.
+        tokenizer: Their tokenizer.
 
     Returns:
         The amount, all pieces together.
@@ -165,15 +165,15 @@ def amount_of_music(rows: Sequence, tokenizer: MusicTxTokenizer) -> Amount:
 
 
 def summarize(scores: Scores, amount: Amount) -> dict:
-    """Turn totals into what is reported.
+    """Turn sums into the reported numbers.
 
     Args:
         scores: The scores of a whole split.
-        amount: How much music it is.
+        amount: Its notes and seconds.
 
     Returns:
-        `nats_per_token`, `nats_per_note`, `nats_per_second`; `accuracy`, the share of tokens that the model guesses at
-        once; the totals; and `curve`, the nats per token at each place of the window, None where nothing is predicted.
+        `nats_per_token`, `nats_per_note`, `nats_per_second`; `accuracy`, the top-1 accuracy; the totals; and `curve`,
+        the nats per token at each position of the window, None where nothing is predicted.
     """
     nats, tokens = float(scores.nats.sum()), int(scores.tokens.sum())
     places = zip(scores.nats.tolist(), scores.tokens.tolist(), strict=True)
@@ -189,29 +189,28 @@ def summarize(scores: Scores, amount: Amount) -> dict:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, score, and print; what a user can mend ends in one line and code 2."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.likelihood", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or Hub id of a saved model")
-    parser.add_argument("--corpus", required=True, help="what corpus.prepare wrote: a folder, or user/name on the Hub")
+    parser.add_argument("--model", required=True, help="folder, or user/name on the Hub")
+    parser.add_argument("--corpus", required=True, help="prepared corpus: a folder, or user/name on the Hub")
     parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
     parser.add_argument("--length", type=int, default=1024, help="tokens per window (default: %(default)s)")
-    parser.add_argument(
-        "--context", type=int, default=1, help="tokens that windows share; 1, as in the paper, if not given"
-    )
-    parser.add_argument("--batch_size", type=int, default=4, help="windows at a time (default: %(default)s)")
+    parser.add_argument("--context", type=int, default=1, help="tokens that consecutive windows share (default: 1)")
+    parser.add_argument("--batch_size", type=int, default=4, help="windows per forward pass (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file for the numbers and the curve along the window")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
+    args = parser.parse_args(argv)
 
-    # Said outright, or several processes without an accelerator would not know of each other.
+    # Given explicitly: otherwise several processes without an accelerator would not form a group.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     try:
         windows = ContextWindows(load_corpus(args.corpus)[args.split], args.length, args.context)
         tokenizer = load_tokenizer(args.corpus)
-        model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True).to(accelerator.device)
+        model = load_model(args.model, args.trust_remote_code).to(accelerator.device)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     share = Subset(windows, range(accelerator.process_index, len(windows), accelerator.num_processes))
     scores = torch.zeros(3, args.length, dtype=torch.float64, device=accelerator.device)
     if len(share):
@@ -223,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = summarize(scores, amount_of_music(rows, tokenizer))
         print(
             f"{args.split}: {result['nats_per_token']:.4f} nats per token, {result['nats_per_note']:.4f} per note, "
-            f"{result['nats_per_second']:.3f} per second of music; {result['accuracy']:.1%} guessed at once\n"
+            f"{result['nats_per_second']:.3f} per second of music; {result['accuracy']:.1%} top-1 accuracy\n"
             f"{result['tokens']:,} tokens, {result['notes']:,} notes, {result['seconds'] / 3600:.2f} hours, "
             f"in windows of {args.length} that share {args.context}"
         )
@@ -231,7 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
             settings = {name: getattr(args, name) for name in ("model", "corpus", "split", "length", "context")}
             args.output.write_text(json.dumps(settings | result, indent=2) + "\n")
     accelerator.end_training()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

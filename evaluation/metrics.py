@@ -322,24 +322,22 @@ def compare_tables(table: dict[str, np.ndarray], reference: dict[str, np.ndarray
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, describe, compare, and print; what a user can mend ends in one line and code 2."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.metrics", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of MIDI files")
-    parser.add_argument("--reference", type=Path, help="folder of others, to compare with")
-    parser.add_argument(
-        "--seconds", type=float, help="how much of each file, from its first note on; all if not given"
-    )
-    parser.add_argument("--pedal", action="store_true", help="let notes last as long as the sustain pedal holds them")
+    parser.add_argument("--reference", type=Path, help="folder of MIDI files to compare with")
+    parser.add_argument("--seconds", type=float, help="seconds of each file from its first onset (default: all)")
+    parser.add_argument("--pedal", action="store_true", help="extend notes by the sustain pedal")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file for the numbers of every piece and the comparison")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     try:
         pieces = read_folder(args.folder, args.seconds, args.pedal)
         reference = read_folder(args.reference, args.seconds, args.pedal) if args.reference else {}
     except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
 
     table = tabulate(pieces.values())
     found = {"pieces": {path: describe(notes) for path, notes in pieces.items()}}
@@ -351,19 +349,21 @@ def main(arguments: list[str] | None = None) -> None:
         found["comparison"] = compare_tables(table, known, args.seed)
         for name, row in rows.items():
             row.append(_spread(known[name]) if name in known else "-")
-            if its := found["comparison"].get(name):
-                estimates = its["pieces"]["overlap"], its["reference"]["overlap"], its["pieces"]["divergence"]
+            if compared := found["comparison"].get(name):
+                of_pieces, of_reference = compared["pieces"], compared["reference"]
+                estimates = of_pieces["overlap"], of_reference["overlap"], of_pieces["divergence"]
                 row += [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in estimates]
     for name, fields in {"": heads, **rows}.items():
         print(f"{name.replace('_', ' '):24}" + "".join(f"{field:>22}" for field in fields))
     if args.output:
         args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
 def _spread(column: np.ndarray) -> str:
-    """Write mean and deviation; of histograms it takes a picture."""
+    """Format mean and standard deviation; a dash for histograms."""
     return f"{column.mean():.4g} ± {column.std():.2g}" if column.ndim == 1 else "-"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,17 +1,17 @@
-"""Does a piece copy the training set? Its longest passage that can be found there, and whether that is much.
+"""Search pieces for copies of a training set: the most similar passage, compared with what held-out music reaches.
 
     python -m evaluation.originality build --corpus data/maestro --index data/maestro_index
     python -m evaluation.originality check samples/*.mid --index data/maestro_index --output_dir passages
 
-Music is compared by the steps from note to note: the interval, and whether the notes come together, quickly or slowly
-after each other. So a copy is found in any key, a little faster or slower, and with some notes changed: a few steps in
-a row that both have tell where to look, and an alignment of the notes around them how far the likeness goes.
+Pieces are compared by the steps from note to note: the interval, and whether the gap in time is none (a chord), short
+or long. So copies are found in any key, at slightly other tempos, and with some notes changed: short runs of equal
+steps (seeds) locate a passage, and a local alignment of the notes around them gives its score.
 
-Quotation is normal. How much of it is, the index knows from music that people play and that was held out of training.
+Some similarity is normal: a passage counts as a copy if its score exceeds those of all excerpts of held-out pieces.
 
 Shape letters: N notes, S seeds, C candidates, W diagonals of a band.
 
-Source: seeds and local alignment as genes are compared: Smith & Waterman 1981; Altschul et al. 1990 (BLAST).
+Source: seeds and local alignment as in sequence search: Smith & Waterman 1981; Altschul et al. 1990 (BLAST).
 """
 
 import argparse
@@ -35,8 +35,8 @@ from tokenization import MusicTxTokenizer
 # Onsets closer than this are one chord, whose notes are in the order of their pitches.
 CHORD_SECONDS = 0.045
 
-# A step is an interval of at most five octaves, and one of three gaps: within a chord, quick, slow. The bounds lie
-# between the times of a grid of 10 ms, so that rounding does not decide.
+# A step is an interval of at most five octaves and one of three gaps: none, short, long. The bounds lie between the
+# times of a grid of 10 ms, so that rounding errors do not matter.
 LARGEST_INTERVAL = 63
 GAP_BOUNDS = (0.005, 0.255)
 STEPS = (2 * LARGEST_INTERVAL + 1) * (len(GAP_BOUNDS) + 1)
@@ -45,20 +45,21 @@ STEPS = (2 * LARGEST_INTERVAL + 1) * (len(GAP_BOUNDS) + 1)
 # ten remain.
 SEED_STEPS = 7
 
-# A seed that occurs more often does not tell where a passage comes from.
-COMMONPLACE = 300
+# A seed with more hits than this in the training set does not locate a passage.
+MAX_SEED_HITS = 300
 
-# Nor does a figure that goes on: a trill, a tremolo or a repeated chord, where so many notes in a row strike so few
-# keys; a scale or an arpeggio, where three in four steps of as many notes are those of up to so many notes before.
+# Nor do figurations: trills, tremolos and repeated chords, in which FIGURE_NOTES notes in a row strike at most
+# FIGURE_KEYS keys; scales and arpeggios, in which three of four steps repeat those of up to FIGURE_PERIOD notes
+# before.
 FIGURE_NOTES, FIGURE_KEYS, FIGURE_PERIOD = 12, 4, 8
 
-# How far two passages may drift apart by notes that only one of them has, and how many places are looked at closely.
+# The width of a band of diagonals, which bounds the notes that only one of two passages has, and the bands to align.
 BAND, CANDIDATES = 64, 8
 
-# What an alignment gains by the same note, and loses by another one or one that is missing.
+# The score of an equal note, of a different one, and of a missing one.
 SAME, OTHER, MISSING = 1, -1, -2
 
-# The excerpts of held-out music that tell what is normal, each as long as the pieces that are looked at.
+# The excerpts of held-out pieces for the baseline, each as long as the pieces to check.
 EXCERPTS, EXCERPT_SECONDS = 512, 30.0
 
 ARRAYS, FACTS = "index.safetensors", "index.json"
@@ -83,20 +84,19 @@ class Line(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """What a piece has in common with one of the training set.
+    """A passage of a piece and the similar one of a training piece.
 
     Args:
-        likeness: Notes that are the same, less those that are not, without those that only go on with a figure; 0 if
-            nothing was found.
-        start_seconds: Where it begins in the piece.
-        end_seconds: Where its last note begins there.
+        alignment_score: Equal notes less different and missing ones, without figurations; 0 if nothing was found.
+        start_seconds: Onset of its first note in the piece.
+        end_seconds: Onset of its last note in the piece.
         name: The training piece.
-        training_start_seconds: Where it begins there.
-        training_end_seconds: Where its last note begins there.
-        semitones: How much higher it is there.
+        training_start_seconds: Onset of its first note in the training piece.
+        training_end_seconds: Onset of its last note in the training piece.
+        semitones: The transposition from the piece to the training piece.
     """
 
-    likeness: int = 0
+    alignment_score: int = 0
     start_seconds: float = 0.0
     end_seconds: float = 0.0
     name: str = ""
@@ -106,13 +106,13 @@ class Passage(NamedTuple):
 
 
 class Originality(NamedTuple):
-    """How much of a piece there is in the training set.
+    """The result of a search.
 
     Args:
-        passage: The passage of the largest likeness.
-        longest_run: Notes of the longest passage whose every step is the same; commonplaces end it.
+        passage: The passage of the highest alignment score.
+        longest_run: Notes of the longest passage with every step equal; frequent seeds and figurations end it.
         overlap: Share of the piece's seeds that occur anywhere in the training set, 0..1.
-        is_copy: Whether the likeness is larger than any of held-out music.
+        is_copy: Whether the score exceeds all baseline scores.
     """
 
     passage: Passage
@@ -122,7 +122,7 @@ class Originality(NamedTuple):
 
 
 def read_line(score: Score) -> Line:
-    """Put the notes of a score, but those of drums, in one line."""
+    """Return the notes of a score, without drums, as one line."""
     notes = read_notes(score)
     chord = np.cumsum(np.diff(notes.start, prepend=0) >= CHORD_SECONDS)
     order = np.lexsort((notes.pitch, chord))
@@ -135,13 +135,13 @@ def read_line(score: Score) -> Line:
 
 
 def seeds_of(line: Line) -> np.ndarray:
-    """Write every SEED_STEPS steps in a row as one number: different steps, different numbers.
+    """Encode every SEED_STEPS steps in a row as one number, without collisions.
 
     Args:
         line: The notes.
 
     Returns:
-        A number for each note that so many steps follow, `[N - SEED_STEPS]`.
+        A number for each note that SEED_STEPS steps follow, `[N - SEED_STEPS]`.
     """
     steps = _steps(line)
     seeds = np.zeros(max(len(steps) - SEED_STEPS + 1, 0), dtype=np.uint64)
@@ -150,14 +150,14 @@ def seeds_of(line: Line) -> np.ndarray:
     return seeds
 
 
-def goes_on(line: Line) -> np.ndarray:
-    """Find the notes that only go on with a figure: with a few keys, or with the steps from note to note.
+def is_figuration(line: Line) -> np.ndarray:
+    """Find the notes that continue a figuration: few keys, or the steps of a few notes before.
 
     Args:
         line: The notes.
 
     Returns:
-        Whether each does, `[N]`.
+        Bool, `[N]`.
     """
     steps, found = _steps(line), np.zeros(len(line.pitch), dtype=bool)
     if len(found) >= FIGURE_NOTES:
@@ -176,7 +176,7 @@ def _steps(line: Line) -> np.ndarray:
 
 
 def _gaps(onset: np.ndarray) -> np.ndarray:
-    """Sort the time since the note before into three kinds, the last one at the beginning, `[N]`."""
+    """Number the gaps before each note, 0 to 2, with 2 before the first, `[N]`."""
     return np.digitize(np.diff(onset, prepend=-np.inf), GAP_BOUNDS)
 
 
@@ -193,36 +193,36 @@ class Index:
         self.line = Line(*map(np.concatenate, zip(*pieces.values(), strict=True)))
         seeds = [seeds_of(line) for line in pieces.values()]
         places = [
-            end - len(line.pitch) + np.arange(len(its))
-            for end, line, its in zip(self.ends, pieces.values(), seeds, strict=True)
+            end - len(line.pitch) + np.arange(len(of_piece))
+            for end, line, of_piece in zip(self.ends, pieces.values(), seeds, strict=True)
         ]
         seeds, places = np.concatenate(seeds), np.concatenate(places).astype(np.int32)
         order = np.argsort(seeds, kind="stable")
         self.seeds, self.places = seeds[order], places[order]
-        self.normal: list[int] = []
+        self.baseline_scores: list[int] = []
 
-    def learn_what_is_normal(self, excerpts: list[Line]) -> None:
-        """Measure music that is no copy.
+    def measure_baseline(self, excerpts: list[Line]) -> None:
+        """Set the baseline: the alignment scores of music that is no copy.
 
         Args:
-            excerpts: What people play, of compositions that are not in the training set.
+            excerpts: Performances of compositions that are not in the training set.
         """
-        self.normal = sorted(self.examine(line).passage.likeness for line in excerpts)
+        self.baseline_scores = sorted(self.search(line).passage.alignment_score for line in excerpts)
 
-    def examine(self, line: Line) -> Originality:
-        """Look for a piece in the training set.
+    def search(self, line: Line) -> Originality:
+        """Search the training set for passages of a piece.
 
         Args:
             line: The notes of the piece.
 
         Returns:
-            What was found.
+            The result.
         """
         seeds = seeds_of(line)
         first = np.searchsorted(self.seeds, seeds)
         count = np.searchsorted(self.seeds, seeds, side="right") - first
         overlap = float((count > 0).mean()) if len(count) else 0.0
-        count[(count > COMMONPLACE) | goes_on(line)[SEED_STEPS:]] = 0
+        count[(count > MAX_SEED_HITS) | is_figuration(line)[SEED_STEPS:]] = 0
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         own = np.repeat(np.arange(len(seeds)), count)
         theirs = self.places[np.repeat(first, count) + within].astype(np.int64)
@@ -232,30 +232,32 @@ class Index:
         order = np.lexsort((own, theirs - own))
         is_next = (np.diff((theirs - own)[order]) == 0) & (np.diff(own[order]) == 1)
         run = np.diff(np.flatnonzero(np.concatenate([[True], ~is_next, [True]]))).max()
-        passage = self._most_alike(line, own, theirs)
-        return Originality(passage, int(run) + SEED_STEPS, overlap, passage.likeness > max(self.normal, default=0))
+        passage = self._best_passage(line, own, theirs)
+        return Originality(
+            passage, int(run) + SEED_STEPS, overlap, passage.alignment_score > max(self.baseline_scores, default=0)
+        )
 
-    def _most_alike(self, line: Line, own: np.ndarray, theirs: np.ndarray) -> Passage:
-        """Align a piece with the training set wherever many seeds lie on diagonals close by.
+    def _best_passage(self, line: Line, own: np.ndarray, theirs: np.ndarray) -> Passage:
+        """Align a piece with the training set in the bands of diagonals that hold the most seeds.
 
         Args:
             line: The notes of the piece.
-            own: Places of the seeds in it, `[S]`.
-            theirs: Their places in the training set, `[S]`.
+            own: Positions of the seeds in it, `[S]`.
+            theirs: Their positions in the training set, `[S]`.
 
         Returns:
-            The passage of the largest likeness.
+            The passage of the highest alignment score.
         """
-        # Bands of diagonals, half of each in the next one, so that no passage lies on a border.
+        # Bands overlap by half, so that no passage lies on a border.
         band = (theirs - own) // (BAND // 2)
         bands, counts = np.unique(np.concatenate([band, band - 1]), return_counts=True)
         chosen = bands[np.argsort(-counts, kind="stable")[:CANDIDATES]]
         piece, shift = np.empty((2, len(chosen), 1), dtype=np.int64)  # [C, 1]
-        for candidate, its in enumerate(chosen):
-            inside = (band == its) | (band == its + 1)
+        for candidate, number in enumerate(chosen):
+            inside = (band == number) | (band == number + 1)
             at = theirs[inside]
             piece[candidate] = np.bincount(np.searchsorted(self.ends, at, side="right")).argmax()
-            # As often as not the seeds are of one passage, which is as much higher everywhere.
+            # The most frequent transposition among the seeds.
             interval = self.line.pitch[at].astype(np.int64) - line.pitch[own[inside]]
             shift[candidate] = np.bincount(interval + 128).argmax() - 128
 
@@ -266,11 +268,11 @@ class Index:
         place = np.clip(place, begin, end - 1)
         pitch = np.where(is_inside, self.line.pitch[place] - shift, -1)
         gap = np.digitize(np.diff(self.line.onset[place], axis=1, prepend=-np.inf), GAP_BOUNDS)
-        likeness, first, last, first_there, last_there = _align(pitch, gap, line)
-        best = likeness.argmax()
+        alignment_score, first, last, first_there, last_there = _align(pitch, gap, line)
+        best = alignment_score.argmax()
         there = self.line.start[place[best]]
         return Passage(
-            int(likeness[best]),
+            int(alignment_score[best]),
             float(line.start[first[best]]),
             float(line.start[last[best]]),
             self.names[piece[best, 0]],
@@ -286,10 +288,10 @@ class Index:
         return Line(*(field[begin : self.ends[number]] for field in self.line))
 
     def save(self, folder: Path) -> None:
-        """Write the index to a folder, which is made if need be."""
+        """Write the index to a folder, which is created if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.line._asdict() | {"seeds": self.seeds, "places": self.places}, folder / ARRAYS)
-        facts = {"names": self.names, "ends": self.ends.tolist(), "normal": self.normal}
+        facts = {"names": self.names, "ends": self.ends.tolist(), "baseline_scores": self.baseline_scores}
         (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -307,7 +309,8 @@ class Index:
             raise ValueError(f"{folder} holds no index; make one with the command build ({error}).") from None
         index.seeds, index.places = arrays.pop("seeds"), arrays.pop("places")
         index.line = Line(**arrays)
-        index.names, index.ends, index.normal = facts["names"], np.array(facts["ends"]), facts["normal"]
+        index.names, index.ends = facts["names"], np.array(facts["ends"])
+        index.baseline_scores = facts["baseline_scores"]
         return index
 
 
@@ -323,7 +326,7 @@ def _align(pitch: np.ndarray, gap: np.ndarray, line: Line) -> np.ndarray:
         The score, the first and the last note, and the first and the last training note, `[5, C]`.
     """
     column, rows = np.arange(BAND), np.arange(len(pitch))
-    own_gap, counts = _gaps(line.onset), ~goes_on(line)
+    own_gap, counts = _gaps(line.onset), ~is_figuration(line)
     # Score of the best alignment that ends at a note and a training note, and where that began, [C, W] each.
     score, began, began_there = np.zeros((3, len(pitch), BAND), dtype=np.int64)
     best = np.zeros((5, len(pitch)), dtype=np.int64)
@@ -347,8 +350,8 @@ def _align(pitch: np.ndarray, gap: np.ndarray, line: Line) -> np.ndarray:
         began, began_there = (np.take_along_axis(field, source, axis=1) for field in (began, began_there))
 
         top = score.argmax(axis=1)
-        its = score[rows, top], began[rows, top], np.full(len(rows), note), began_there[rows, top], note + top
-        best = np.where(its[0] > best[0], its, best)
+        found = score[rows, top], began[rows, top], np.full(len(rows), note), began_there[rows, top], note + top
+        best = np.where(found[0] > best[0], found, best)
     return best
 
 
@@ -374,13 +377,13 @@ def write_score(line: Line) -> Score:
 def index_corpus(
     train: Dataset, held_out: Dataset, tokenizer: MusicTxTokenizer, seconds: float = EXCERPT_SECONDS
 ) -> Index:
-    """Index the pieces of a corpus, and learn from those held out what is normal.
+    """Index the training pieces of a corpus, and measure the baseline on held-out ones.
 
     Args:
         train: The training split.
-        held_out: Another one. Compositions that both have are left out, as far as composer and title tell.
-        tokenizer: The tokenizer that wrote them.
-        seconds: How long the pieces are that will be looked at: more music has more in common.
+        held_out: Another split; compositions of the training split, by composer and title, are left out.
+        tokenizer: Their tokenizer.
+        seconds: Length of the pieces to check: scores grow with it.
 
     Returns:
         The index.
@@ -394,14 +397,14 @@ def index_corpus(
         row for row, composition in enumerate(_compositions(held_out)) if not composition or composition not in known
     ]
     if not others:
-        raise ValueError("nothing is held out that is not also trained on: what is normal cannot be learned from it")
+        raise ValueError("every held-out composition is also in the training split: there is no baseline to measure")
     excerpts = []
     for place in np.linspace(0, len(others), EXCERPTS, endpoint=False):
         line = _line(held_out.with_format("numpy")[others[int(place)]], tokenizer)
-        # Of a piece that is visited more than once, another place each time.
+        # Of a piece that is used more than once, another excerpt each time.
         start = (place % 1) * max(float(line.start[-1]) - seconds, 0.0)
         excerpts.append(excerpt(line, start, start + seconds))
-    index.learn_what_is_normal(excerpts)
+    index.measure_baseline(excerpts)
     return index
 
 
@@ -410,54 +413,55 @@ def _line(piece: dict, tokenizer: MusicTxTokenizer) -> Line:
 
 
 def _compositions(split: Dataset) -> list[str]:
-    """Spell the compositions of a split as one would compare them; empty where the corpus does not name them."""
+    """Normalise composer and title for comparison; empty where the corpus does not name them."""
     if not {"composer", "title"} <= set(split.column_names):
         return [""] * len(split)
     named = zip(split["composer"], split["title"], strict=True)
     return ["".join(re.findall(r"\w", f"{composer} {title}".casefold())) if title else "" for composer, title in named]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, build or check; what a user can mend ends in one line and code 2."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.originality", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="index a training set")
-    build.add_argument("--corpus", required=True, help="folder that corpus.prepare wrote")
+    build.add_argument("--corpus", required=True, help="prepared corpus: a folder")
     build.add_argument(
         "--seconds", type=float, default=EXCERPT_SECONDS, help="length of the pieces to check (default: %(default)s)"
     )
-    check = commands.add_parser("check", help="look for pieces in it")
+    check = commands.add_parser("check", help="search MIDI files for copies")
     check.add_argument("midi", nargs="+", type=Path, help="MIDI files")
-    check.add_argument("--output_dir", type=Path, help="where the passages that are alike are written, as MIDI")
+    check.add_argument("--output_dir", type=Path, help="folder for the most similar passages, as MIDI")
     for command in (build, check):
         command.add_argument("--index", type=Path, required=True, help="folder of the index")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     try:
         if args.command == "build":
             corpus = load_corpus(args.corpus)
             index = index_corpus(corpus["train"], corpus["validation"], load_tokenizer(args.corpus), args.seconds)
             index.save(args.index)
             print(f"{len(index.names):,} pieces, {len(index.line.pitch):,} notes")
-            print(f"held-out music has up to {max(index.normal, default=0)} notes alike: {index.normal}")
+            print(f"baseline: held-out excerpts have alignment scores up to {max(index.baseline_scores, default=0)}")
         else:
             index = Index.load(args.index)
             for path in args.midi:
                 print(report(path, index, args.output_dir), flush=True)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
 def report(path: Path, index: Index, output_dir: Path | None = None) -> str:
-    """Examine a file, write both passages, and say what was found.
+    """Search a file for copies, and write both passages.
 
     Args:
         path: A MIDI file.
         index: The index.
-        output_dir: Where the passages are written, if anywhere.
+        output_dir: Folder for the passages; None to write none.
 
     Returns:
-        A line for the eye.
+        The result as one line.
 
     Raises:
         ValueError: It is no MIDI file.
@@ -466,19 +470,20 @@ def report(path: Path, index: Index, output_dir: Path | None = None) -> str:
         line = read_line(Score.from_midi(path.read_bytes()))
     except RuntimeError as error:  # what symusic raises for broken files
         raise ValueError(f"{path}: not a MIDI file, or a broken one ({error}).") from None
-    found = index.examine(line)
+    found = index.search(line)
     passage = found.passage
-    if output_dir and passage.likeness:
+    if output_dir and passage.alignment_score:
         output_dir.mkdir(parents=True, exist_ok=True)
         own = excerpt(line, passage.start_seconds, passage.end_seconds)
         there = excerpt(index.piece(passage.name), passage.training_start_seconds, passage.training_end_seconds)
         write_score(own).dump_midi(output_dir / f"{path.stem}-own.mid")
         write_score(there).dump_midi(output_dir / f"{path.stem}-training.mid")
     verdict = "COPY" if found.is_copy else "original"
-    if not passage.likeness:
-        return f"{path}: {verdict}; nothing in it is like the training set"
+    if not passage.alignment_score:
+        return f"{path}: {verdict}; no passage of it is in the training set"
     return (
-        f"{path}: {verdict}; {passage.likeness} notes alike, {max(index.normal, default=0)} are normal: "
+        f"{path}: {verdict}; alignment score {passage.alignment_score}, "
+        f"baseline {max(index.baseline_scores, default=0)}: "
         f"from {passage.start_seconds:.1f} to {passage.end_seconds:.1f} s as in {passage.name} "
         f"from {passage.training_start_seconds:.1f} to {passage.training_end_seconds:.1f} s, "
         f"{passage.semitones:+} semitones; longest run {found.longest_run} notes, overlap {found.overlap:.0%}"
@@ -486,4 +491,4 @@ def report(path: Path, index: Index, output_dir: Path | None = None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -47,30 +47,29 @@ def facts_for_card(measured: dict) -> dict:
             for name in comparison["model"]
             if name in names or name in measured["histograms"]["model"]
         },
-        "memorization": say_how_original(measured),
+        "memorization": originality_text(measured),
     }
     if measured["likelihood"]:
         facts["window"] = measured["settings"]["length"]
-        facts["nll"] = {split: round(its["nats_per_token"], 4) for split, its in measured["likelihood"].items()}
+        facts["nll"] = {split: round(result["nats_per_token"], 4) for split, result in measured["likelihood"].items()}
     return facts
 
 
-def say_how_original(measured: dict) -> str:
-    """Say in sentences whether what the model played copies the training set."""
+def originality_text(measured: dict) -> str:
+    """Describe in sentences whether the samples copy the training set."""
     originality = measured["originality"]
-    found, normal = list(originality["found"].values()), max(originality["normal"], default=0)
-    copies = sum(its["is_copy"] for its in found)
-    likeness = max(its["passage"]["likeness"] for its in found)
-    overlap = sum(its["overlap"] for its in found) / len(found)
+    found, baseline = list(originality["found"].values()), max(originality["baseline_scores"], default=0)
+    copies = sum(piece["is_copy"] for piece in found)
+    highest = max(piece["passage"]["alignment_score"] for piece in found)
+    overlap = sum(piece["overlap"] for piece in found) / len(found)
     verdict = f"{copies or 'None'} of the {len(found)} pieces {'exceed' if copies > 1 else 'exceeds'} that"
     return (
-        f"{len(found)} pieces of {measured['settings']['seconds']:g} seconds that the model played from nothing were "
-        f"looked for in the {originality['pieces']:,} training pieces: in any key, a little faster or slower, and "
-        f"with some notes changed. Quotation is normal: of {len(originality['normal'])} excerpts as long of held-out "
-        f"performances of other compositions, the one most like a training piece has {normal} notes in common with "
-        f"it, net of those that differ, and without what only goes on with a trill, a scale or another figure. "
-        f"{verdict}; the one most like a training piece has {likeness}. On average, "
-        f"{overlap:.1%} of a piece's runs of eight notes occur in the training set."
+        f"The {originality['pieces']:,} training pieces were searched for passages of {len(found)} samples of "
+        f"{measured['settings']['seconds']:g} seconds from nothing: in any key, a little faster or slower, and with "
+        f"some notes changed. Of {len(originality['baseline_scores'])} excerpts of that length from held-out "
+        f"performances of other compositions, the most similar has {baseline} notes in common with a training "
+        f"piece, less those that differ, and without trills, scales and other figurations. {verdict}; the most "
+        f"similar sample has {highest}. On average, {overlap:.1%} of a sample's runs of eight notes occur in the training set."
     )
 
 
@@ -86,7 +85,7 @@ def write_page(measured: dict) -> str:
     settings = measured["settings"]
     parts = [
         f"# {Path(settings['model']).name}, measured",
-        f"{settings['samples']} pieces of {settings['seconds']:g} seconds ([samples](samples)), played from nothing "
+        f"{settings['num_samples']} pieces of {settings['seconds']:g} seconds ([samples](samples)), from nothing "
         f"with top-p {settings['top_p']:g} and seed {settings['seed']}, beside the beginnings of real pieces.",
         *_likelihood(measured),
         *_music(measured),
@@ -96,7 +95,7 @@ def write_page(measured: dict) -> str:
         "class sounds in them. The table has the means over short, middle and long lags.",
         "![Self-similarity by lag](self_similarity.png)",
         "## Originality",
-        say_how_original(measured),
+        originality_text(measured),
         *(f"- {line}" for line in measured["originality"]["lines"]),
         "## Attention",
         "How far each head looks, on validation music: the share of its attention that lies so many tokens back. The "

@@ -1,16 +1,16 @@
-"""All that is measured of a model, in one folder: numbers, a page to read, pictures, and the music itself.
+"""Everything that is measured of a model, in one folder: numbers, a page, plots and samples.
 
-    python -m evaluation.report --model runs/maestro_small --reference data/maestro --samples 64
+    python -m evaluation.report --model runs/maestro_small --corpus data/maestro --num_samples 64
 
-The model plays from nothing. What it played stands beside the beginnings of the validation pieces, and both are
-compared with those of the training pieces: what real music reaches there is what a model can reach. It is also looked
-for in the training pieces. The folder gets
+The model generates samples from nothing. Samples and excerpts of the validation pieces are compared with excerpts of
+the training pieces: the validation pieces show what a model can reach. The samples are also searched for copies of
+training pieces. The folder contains
 
     report.md     the page, with histograms.png, self_similarity.png and attention.png
     report.json   every number
-    facts.json    what `hub.card` puts on the model's card
-    samples/      what the model played
-    passages/     where it is most like a training piece: both passages, to compare
+    facts.json    the facts for `hub.card`
+    samples/      the samples
+    passages/     for each sample the most similar passage of a training piece, beside the sample's own
 
 The same seed gives the same files.
 """
@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 from symusic import Score
-from transformers import AutoModelForCausalLM
 
 from corpus.dataset import EvaluationWindows, load_corpus, load_tokenizer
 from evaluation import originality
 from evaluation.attention import attention_by_distance, octaves
 from evaluation.comparison import compare
 from evaluation.likelihood import amount_of_music, score, summarize
+from evaluation.loading import find_model, load_model, load_model_tokenizer
 from evaluation.metrics import AMOUNTS, read_notes, self_similarity, tabulate
 from evaluation.page import facts_for_card, write_page
 from evaluation.pictures import draw_attention, draw_histograms, draw_self_similarity
@@ -44,10 +44,10 @@ def measure_likelihood(model: torch.nn.Module, windows: EvaluationWindows, token
     Args:
         model: A causal language model.
         windows: The windows of the split.
-        tokenizer: The tokenizer that wrote it.
+        tokenizer: Its tokenizer.
 
     Returns:
-        What `evaluation.likelihood.summarize` tells.
+        As `evaluation.likelihood.summarize`.
     """
     rows = (windows.rows[row, :] for row in range(len(windows.rows.lengths)))
     return summarize(score(model, windows, progress=True), amount_of_music(rows, tokenizer))
@@ -111,107 +111,106 @@ def measure_originality(paths: list[Path], index: originality.Index, folder: Pat
         `pieces` in the training set; what is `normal` for held-out music; of each file, by its name, `found`; and, for
         the eye, `lines` about those whose passages were written.
     """
-    found = {path: index.examine(originality.read_line(Score(path))) for path in paths}
-    most_alike = max(paths, key=lambda path: found[path].passage.likeness)
+    found = {path: index.search(originality.read_line(Score(path))) for path in paths}
+    most_alike = max(paths, key=lambda path: found[path].passage.alignment_score)
     written = [path for path in paths if path == most_alike or found[path].is_copy]
     return {
         "pieces": len(index.names),
-        "normal": index.normal,
+        "baseline_scores": index.baseline_scores,
         "found": {path.name: its._asdict() | {"passage": its.passage._asdict()} for path, its in found.items()},
         "lines": [originality.report(path, index, folder).replace(str(path), path.name, 1) for path in written],
     }
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or Hub id of a saved model")
-    parser.add_argument("--reference", required=True, help="folder that corpus.prepare wrote")
-    parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=64, help="pieces that the model plays (default: %(default)s)")
+    parser.add_argument("--model", required=True, help="folder, or user/name on the Hub")
+    parser.add_argument("--corpus", required=True, help="prepared corpus: a folder")
+    parser.add_argument("--output_dir", type=Path, default=Path("report"), help="folder (default: %(default)s)")
+    parser.add_argument("--num_samples", type=int, default=64, help="samples to generate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each (default: %(default)s)")
-    parser.add_argument("--top_p", type=float, default=0.98, help="share of the chance kept (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed, the same report (default: %(default)s)")
+    parser.add_argument("--top_p", type=float, default=0.98, help="nucleus sampling (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same report (default: %(default)s)")
     parser.add_argument(
         "--splits",
         nargs="*",
         choices=("train", "validation", "test"),
         default=["validation"],
-        help="splits whose likelihood is taken, or none (default: validation)",
+        help="splits to score, or none (default: validation)",
     )
     parser.add_argument("--length", type=int, default=1024, help="tokens per window (default: %(default)s)")
-    return parser.parse_args(arguments)
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
+    return parser.parse_args(argv)
 
 
 def load(args: argparse.Namespace) -> tuple[torch.nn.Module, MusicTxTokenizer, DatasetDict]:
-    """Load what the command line names.
+    """Load the model, its tokenizer and the corpus.
 
     Raises:
-        ValueError: They do not belong together, or there is nothing to measure.
-        OSError: Something is not there.
+        ValueError: They do not fit together, or there is nothing to measure.
+        OSError: A file is missing.
     """
-    if args.samples < 1 or args.seconds < 1:
-        raise ValueError(f"--samples {args.samples} --seconds {args.seconds:g}: at least 1 of both is needed.")
-    # Said here, for the Hub would be asked for minutes.
-    if not Path(args.model, "config.json").is_file() and args.model.count("/") != 1:
-        raise ValueError(f"{args.model} holds no model; give a folder with a config.json, or user/name on the Hub.")
-    corpus = load_corpus(args.reference)
+    if args.num_samples < 1 or args.seconds < 1:
+        raise ValueError(f"--num_samples {args.num_samples} --seconds {args.seconds:g}: at least 1 of both is needed.")
+    find_model(args.model)
+    corpus = load_corpus(args.corpus)
     if not isinstance(corpus, DatasetDict):
-        raise ValueError(f"{args.reference} is streamed; download it, and give its folder.")
-    tokenizer = MusicTxTokenizer.from_pretrained(args.model)
-    if not tokenizer.has_events or load_tokenizer(args.reference).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"{args.corpus} is streamed; download it, and give its folder.")
+    tokenizer = load_model_tokenizer(args.model)
+    if not tokenizer.has_events or load_tokenizer(args.corpus).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"{args.model} and {args.reference} must be written in the same tokens, those of the paper; prepare a "
+            f"{args.model} and {args.corpus} must have the same tokens, those of the paper; prepare a "
             "corpus with the tokenizer of the model."
         )
-    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True)
-    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), tokenizer, corpus
+    return load_model(args.model, args.trust_remote_code), tokenizer, corpus
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, measure, and write; what a user can mend ends in one line and code 2."""
-    args = parse(arguments)
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    args = parse(argv)
     try:
         model, tokenizer, corpus = load(args)
         index = originality.index_corpus(corpus["train"], corpus["validation"], tokenizer, args.seconds)
-        (args.output / "samples").mkdir(parents=True, exist_ok=True)
+        (args.output_dir / "samples").mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         print(f"python -m evaluation.report: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        return 2
 
-    measured = {"settings": vars(args) | {"output": str(args.output)}, "likelihood": {}}
+    measured = {"settings": vars(args) | {"output_dir": str(args.output_dir)}, "likelihood": {}}
     for split in args.splits:
         measured["likelihood"][split] = measure_likelihood(
             model, EvaluationWindows(corpus[split], args.length), tokenizer
         )
         print(f"{split}: {measured['likelihood'][split]['nats_per_token']:.4f} nats per token", flush=True)
 
-    played = sample_scores(model, tokenizer, args.samples, args.seconds, args.seed, args.top_p)
-    digits = len(str(args.samples))
-    paths = [args.output / "samples" / f"{number:0{digits}}.mid" for number in range(1, args.samples + 1)]
-    for piece, path in zip(played, paths, strict=True):
+    generated = sample_scores(model, tokenizer, args.num_samples, args.seconds, args.seed, args.top_p)
+    digits = len(str(args.num_samples))
+    paths = [args.output_dir / "samples" / f"{number:0{digits}}.mid" for number in range(1, args.num_samples + 1)]
+    for piece, path in zip(generated, paths, strict=True):
         piece.dump_midi(path)
-    print(f"{len(played)} samples of {args.seconds:g} seconds", flush=True)
+    print(f"{len(generated)} samples of {args.seconds:g} seconds", flush=True)
 
-    sets = {"model": played}
+    sets = {"model": generated}
     for split in ("validation", "train"):
         pieces = corpus[split].with_format("numpy")["input_ids"]
         sets[{"train": "training"}.get(split, split)] = excerpt_scores(pieces, tokenizer, args.seconds)
     measured |= measure_music(sets, args.seed)
-    draw_histograms(measured["histograms"], args.output / "histograms.png")
-    draw_self_similarity(measured["self_similarity"], args.output / "self_similarity.png")
+    draw_histograms(measured["histograms"], args.output_dir / "histograms.png")
+    draw_self_similarity(measured["self_similarity"], args.output_dir / "self_similarity.png")
 
-    measured["originality"] = measure_originality(paths, index, args.output / "passages")
+    measured["originality"] = measure_originality(paths, index, args.output_dir / "passages")
 
     shares = attention_by_distance(model, EvaluationWindows(corpus["validation"], args.length))
     measured["attention"] = {"octaves": octaves(args.length), "shares": shares.tolist()}
-    draw_attention(shares, octaves(args.length), args.output / "attention.png")
+    draw_attention(shares, octaves(args.length), args.output_dir / "attention.png")
 
     for name, content in {"report": measured, "facts": facts_for_card(measured)}.items():
-        (args.output / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (args.output / "report.md").write_text(write_page(measured), encoding="utf-8")
-    print(args.output / "report.md")
+        (args.output_dir / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (args.output_dir / "report.md").write_text(write_page(measured), encoding="utf-8")
+    print(args.output_dir / "report.md")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

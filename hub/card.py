@@ -1,8 +1,7 @@
 """Write the model card of a folder: `python -m hub.card folder --facts facts.json [more.json ...]`.
 
-The card is `model_card.md` filled with what the folder itself says (size, shape) and with facts from JSON: a training
-run knows its recipe and hardware, an evaluation its numbers. A fact that is missing, empty or unknown is an error, so
-that no card leaves the house with a gap.
+The card is `model_card.md` filled with the size and shape of the folder's model and with facts from JSON files:
+`evaluation.report` writes the numbers, you write the rest. A fact that is missing, empty or unknown is an error.
 """
 
 import argparse
@@ -20,7 +19,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says and the folder does not know.
+    """The facts of a card that cannot be read from the folder.
 
     Args:
         repository: `user/name` on the Hub, for the snippets that load the model.
@@ -38,7 +37,7 @@ class Facts:
         statistics: Rows of the table of finished music against the validation split:
             `{"notes per second": {"model": 9.1, "validation": 9.4}}`.
         memorization: Sentences: what was measured of copying from the training data, or that nothing was.
-        overlap: Rows of the table of how like the training split both are, from 0 to 1; it may be left out:
+        overlap: Rows of the table of overlaps with the training split, from 0 to 1; optional:
             `{"notes per second": {"model": 0.91, "validation": 0.98}}`.
     """
 
@@ -60,7 +59,7 @@ class Facts:
 
 
 def read_facts(paths: list[Path]) -> Facts:
-    """Read facts from JSON files; where two speak of the same fact, the later file counts.
+    """Read facts from JSON files; for a fact in two of them, the later file counts.
 
     Args:
         paths: JSON files, each an object with fields of `Facts`.
@@ -79,7 +78,7 @@ def read_facts(paths: list[Path]) -> Facts:
             raise ValueError(f"{path} is not a JSON object of facts: {error}.") from error
     names = [fact.name for fact in fields(Facts)]
     if unknown := sorted(found.keys() - set(names)):
-        raise ValueError(f"unknown facts: {', '.join(unknown)}; the card knows {', '.join(names)}.")
+        raise ValueError(f"unknown facts: {', '.join(unknown)}; the known ones are {', '.join(names)}.")
     needed = [fact.name for fact in fields(Facts) if fact.default_factory is MISSING]
     if missing := [name for name in needed if not found.get(name)]:
         raise ValueError(f"missing or empty facts: {', '.join(missing)}; add them to {paths[-1]}.")
@@ -89,7 +88,7 @@ def read_facts(paths: list[Path]) -> Facts:
         raise ValueError(f"statistics and overlap need the two numbers model and validation each: {', '.join(odd)}.")
     numbers = [*facts.nll.values(), *(number for _, row in rows for number in row.values())]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise ValueError("nll, statistics and overlap must be finite numbers; measure again what is not.")
+        raise ValueError("nll, statistics and overlap must be finite numbers.")
     return facts
 
 
@@ -161,24 +160,18 @@ def make_card(folder: Path, facts: Facts) -> ModelCard:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Read the command line and write `README.md` into the folder, or print one line on what is wrong.
-
-    Args:
-        arguments: The command line without the program's name; `sys.argv` if not given.
-
-    Returns:
-        The exit code: 0 if written, 2 if not.
-    """
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m hub.card", description="Write a folder's model card.")
     parser.add_argument("folder", type=Path, help="folder with the model")
     parser.add_argument("--facts", type=Path, nargs="+", required=True, help="JSON files with the facts")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     try:
         make_card(options.folder, read_facts(options.facts)).save(options.folder / "README.md")
     except (ValueError, OSError) as error:
         print(f"hub.card: {error}", file=sys.stderr)
         return 2
+    print(options.folder / "README.md")
     return 0
 
 

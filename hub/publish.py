@@ -1,10 +1,9 @@
 """Publish a folder to the Hugging Face Hub: `python -m hub.publish folder user/name [--private] [--revision branch]`.
 
-The folder holds model, tokenizer, code and card, as `train.py` and `hub.card` leave it; where it has no sample yet,
-`hub.sample` adds one. What lies in folders beside them, checkpoints and logs, stays at home. All is checked before
-anything is sent, so that what arrives loads with `trust_remote_code=True` on a machine that has never seen this
-project. The access token is the one of `hf auth login` or `HF_TOKEN`; huggingface_hub finds it, and it is never read
-here.
+The folder holds model, tokenizer, code and card, as `train.py`, `hub.bundle` and `hub.card` write it; `hub.sample`
+adds a sample where there is none. Only files that belong to a model are sent (`hub.contents`), after all of them have
+been checked: the published model loads with `trust_remote_code=True` where this project is not installed.
+huggingface_hub finds the access token of `hf auth login` or `HF_TOKEN`; this script does not read it.
 """
 
 import argparse
@@ -17,26 +16,23 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars, logging
+from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
-# Everything a reader needs and nothing that runs on being opened: weights are safetensors, never pickles.
-ALLOWED_SUFFIXES = (".json", ".md", ".mid", ".png", ".py", ".safetensors", ".wav")
+from hub.contents import PICTURE, SAMPLE, published_files
 
-# The classes that must be found in the folder's own code, by the file that names them.
+# The classes that each file must map to the folder's own code.
 AUTO_CLASSES = {
     "config.json": ("AutoConfig", "AutoModel", "AutoModelForCausalLM"),
     "tokenizer_config.json": ("AutoTokenizer",),
 }
 
-# What there is to hear and to see.
-SAMPLE, PICTURE = "sample.mid", "sample.png"
-
-# Answers that may be another one in a moment, and for how many seconds to wait before each new try where the Hub does
-# not say. huggingface_hub itself tries the transfers several times, but not the small requests around them.
-PASSING = (409, 429, 500, 502, 503, 504)
+# Status codes to retry, and the seconds before each retry where the Hub names none. huggingface_hub retries transfers
+# by itself, but not the small requests around them.
+RETRIED = (409, 429, 500, 502, 503, 504)
 WAITS = (2, 8)
 
-# What to do about an answer of the Hub. Its own words are left out: they may repeat what was sent.
+# What to do about a status code. The Hub's own text is left out: it may repeat what was sent.
 ADVICE = {
     400: "the card or a file was refused; python -m hub.card writes a valid card",
     401: "the access token was not accepted; run `hf auth login`, or set HF_TOKEN",
@@ -48,25 +44,28 @@ ADVICE = {
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that would not load once it is on the Hub, or that holds what nobody should download.
+    """Refuse a folder that would not load once it is on the Hub.
 
     Args:
         folder: The folder to publish.
 
     Raises:
-        ValueError: If a file is missing or may not be published; one line that names it.
+        ValueError: A file is missing or broken; one line that names it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder that train.py wrote.")
-    strangers = sorted(
-        path.name for path in folder.iterdir() if path.is_file() and path.suffix not in ALLOWED_SUFFIXES
-    )
-    if strangers:
-        raise ValueError(f"{folder} holds {', '.join(strangers)}; only {' '.join(ALLOWED_SUFFIXES)} are published.")
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        raise ValueError(f"{folder} has no model.safetensors; save the model there with save_pretrained.")
+    belong, others = published_files(folder)
+    if not {"model.safetensors", "model.safetensors.index.json"} & set(belong):
+        linked = " that is no symbolic link" if "model.safetensors" in others else ""
+        raise ValueError(f"{folder} has no model.safetensors{linked}; save the model there with save_pretrained.")
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="numpy") as weights:
+                weights.keys()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is broken ({error}); save the model again.") from error
     for name, classes in AUTO_CLASSES.items():
-        if not (folder / name).is_file():
+        if name not in belong:
             raise ValueError(f"{folder} has no {name}; save model and tokenizer there with save_pretrained.")
         _check_code(folder, name, classes)
     if not (folder / "generation_config.json").is_file():
@@ -82,50 +81,51 @@ def check_folder(folder: Path) -> None:
 
 
 def _has_sample(folder: Path) -> bool:
-    """Whether the folder's sample is there and not older than its model."""
+    """Whether the folder has a sample that is not older than its model."""
     samples = (folder / SAMPLE, folder / PICTURE)
     saved = (folder / "config.json").stat().st_mtime
     return all(path.is_file() and path.stat().st_mtime >= saved for path in samples)
 
 
 def _check_code(folder: Path, name: str, classes: tuple[str, ...]) -> None:
-    """Refuse a configuration whose `auto_map` does not lead each of `classes` to a file of the folder."""
+    """Refuse a configuration whose `auto_map` does not map each of `classes` to a file of the folder."""
     auto_map = json.loads((folder / name).read_text()).get("auto_map", {})
     for auto_class in classes:
         if auto_class not in auto_map:
-            raise ValueError(f"{folder}/{name} has no {auto_class} in auto_map; save it with save_pretrained.")
+            raise ValueError(f"{folder}/{name} has no {auto_class} in auto_map; write it with python -m hub.bundle.")
         # A tokenizer may map to two classes, the slow and the fast one; either may be null.
         targets = auto_map[auto_class] if isinstance(auto_map[auto_class], list) else [auto_map[auto_class]]
         for target in filter(None, targets):
             module = target.split("--")[-1].split(".")[0]
             if not (folder / f"{module}.py").is_file():
-                raise ValueError(f"{folder} has no {module}.py, which {name} names; save it with save_pretrained.")
+                raise ValueError(
+                    f"{folder} has no {module}.py, which {name} names; write it with python -m hub.bundle."
+                )
 
 
 def publish(folder: Path, repository: str, private: bool = False, revision: str | None = None) -> str:
-    """Upload a folder, making the repository and the branch where they are missing.
+    """Upload a folder, and create the repository and the branch if they do not exist.
 
-    What is there already and unchanged is not sent again, so a cut upload is taken up by calling this again.
+    Unchanged files are not sent again: after an upload that broke off, call this again.
 
     Args:
         folder: The folder to publish.
         repository: `user/name` on the Hub.
-        private: Whether a repository that is made now is private, whatever the owner's default; one that exists
-            stays as it is.
+        private: Create a new repository as private; an existing one stays as it is.
         revision: The branch to upload to; the main branch if not given.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        ValueError: If the folder or the repository's name will not do.
-        ConnectionError: If the Hub refused or could not be reached; one line with what to do.
+        ValueError: The folder or the repository's name is not valid.
+        ConnectionError: The Hub refused or could not be reached; one line that says what to do.
     """
     check_folder(folder)
     if repository.count("/") != 1:
         raise ValueError(f"{repository} is not a repository of the Hub; write it as user/name.")
     if not _has_sample(folder):
-        from hub.sample import add_sample  # here, for it loads torch
+        from hub.sample import add_sample  # imported late: it loads torch
 
         add_sample(folder)
     api = HfApi()
@@ -137,7 +137,7 @@ def publish(folder: Path, repository: str, private: bool = False, revision: str 
             lambda: api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,
-                ignore_patterns="*/*",
+                allow_patterns=published_files(folder)[0],
                 revision=revision,
                 commit_message=f"Upload {folder.resolve().name}",
             )
@@ -148,12 +148,12 @@ def publish(folder: Path, repository: str, private: bool = False, revision: str 
 
 
 def _again(request: Callable):
-    """Make a request, and make it again where the Hub was only busy."""
+    """Make a request, and retry it while the Hub is busy."""
     for wait in WAITS:
         try:
             return request()
         except HfHubHTTPError as error:
-            if error.response.status_code not in PASSING:
+            if error.response.status_code not in RETRIED:
                 raise
             said = error.response.headers.get("Retry-After", "")
             time.sleep(min(int(said), 60) if said.isdigit() else wait)
@@ -161,8 +161,8 @@ def _again(request: Callable):
 
 
 def _advice(error: Exception) -> str:
-    """Say in a clause what went wrong with the Hub and what to do, in no words but our own."""
-    # Uploads of large files run in threads, which wrap what happened to them in a RuntimeError.
+    """Describe an error of the Hub and what to do, in one clause."""
+    # Uploads of large files run in threads, which wrap their errors in a RuntimeError.
     cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
     if isinstance(cause, LocalTokenNotFoundError):
         return "no access token was found; run `hf auth login`, or set HF_TOKEN"
@@ -174,27 +174,22 @@ def _advice(error: Exception) -> str:
     return f"the Hub could not be reached ({type(cause).__name__}); check the network and run the same command again"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Read the command line, publish, and print the address or one line on what is wrong.
-
-    Args:
-        arguments: The command line without the program's name; `sys.argv` if not given.
-
-    Returns:
-        The exit code: 0 if published, 2 if not.
-    """
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user or a refusal of the Hub."""
     parser = argparse.ArgumentParser(prog="python -m hub.publish", description="Publish a folder to the Hub.")
     parser.add_argument("folder", type=Path, help="folder with model, tokenizer, code and card")
     parser.add_argument("repository", help="user/name on the Hub")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", help="branch to upload to (default: the main branch)")
-    options = parser.parse_args(arguments)
-    # What the library would say of each new try repeats addresses, and those of an upload open the storage.
+    options = parser.parse_args(argv)
+    # The library's messages about retries repeat URLs, and those of an upload grant access to the storage.
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
         print(publish(options.folder, options.repository, options.private, options.revision))
+        if left := published_files(options.folder)[1]:
+            print(f"not published: {', '.join(left)}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"hub.publish: {error}", file=sys.stderr)
         return 2

@@ -197,11 +197,26 @@ def test_an_incomplete_folder_is_refused_by_the_name_of_what_is_missing(folder, 
         check_folder(folder)
 
 
-@pytest.mark.parametrize("stranger", ["pytorch_model.bin", "training_args.pkl", ".env"])
-def test_pickles_and_strangers_are_refused_by_name(folder, stranger):
-    (folder / stranger).write_bytes(b"")
-    with pytest.raises(ValueError, match=stranger):
-        check_folder(folder)
+def test_files_that_do_not_belong_to_a_model_and_links_are_not_sent_and_named(hub, folder, tmp_path):
+    arriving = held_by(folder)
+    others = ["pytorch_model.bin", "training_args.pkl", ".env", "credentials.json", "secret.py", "run.json"]
+    for name in others:
+        (folder / name).write_bytes(b"secret")
+    (tmp_path / "outside.wav").write_bytes(b"secret")
+    (folder / "sample.wav").symlink_to(tmp_path / "outside.wav")
+    run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
+    assert run.returncode == 0, run.stderr
+    assert hub.repositories["someone/nocturne"].files() == arriving
+    assert run.stderr == f"not published: {', '.join(sorted([*others, 'sample.wav']))}\n"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x08\x00"])
+def test_broken_weights_are_refused_before_anything_is_sent(hub, folder, tmp_path, damage):
+    (folder / "model.safetensors").write_bytes(damage)
+    run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
+    assert run.returncode == 2
+    assert "model.safetensors is broken" in run.stderr
+    assert hub.requests == []
 
 
 def test_a_model_saved_without_its_code_is_refused(folder):

@@ -32,7 +32,7 @@ TINY = {
     "max_new_tokens=2048": "max_new_tokens=128",
     '"max_new_tokens": 2048': '"max_new_tokens": 128',
     "--seconds 30": "--seconds 1",
-    "--output report": "--output report --length 32 --samples 2 --seconds 1",
+    "--output_dir report": "--output_dir report --length 32 --num_samples 2 --seconds 1",
     "seconds=30": "seconds=1",
 }
 

@@ -1,0 +1,60 @@
+"""Write a model with its code into one folder: `python -m hub.bundle checkpoints/maestro-small --output_dir bundle`.
+
+The folder loads with `trust_remote_code=True` where this project is not installed, and is what `hub.publish` sends.
+The repository itself keeps weights and configurations alone: their code is in its packages.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from evaluation.loading import load_model, load_model_tokenizer
+from hub.contents import published_files
+from tokenization import MidiGenerationPipeline
+
+
+def bundle(folder: Path, output_dir: Path) -> list[str]:
+    """Write a copy of a model's folder that holds the code of model, tokenizer and pipeline.
+
+    Args:
+        folder: Where model and tokenizer are saved.
+        output_dir: A folder that does not exist or is empty.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        ValueError: `folder` holds no model and tokenizer of this project, or `output_dir` holds files.
+    """
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"{output_dir} is not empty; give another --output_dir.")
+    pipeline = MidiGenerationPipeline(model=load_model(str(folder)).cpu(), tokenizer=load_model_tokenizer(str(folder)))
+    # The weights as they are on the disk, in their dtype.
+    weights = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    pipeline.save_pretrained(output_dir, state_dict=weights)
+    for name in published_files(folder)[0]:
+        if name == "README.md" or name.startswith("sample."):
+            shutil.copyfile(folder / name, output_dir / name)
+    return published_files(output_dir)[0]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    parser = argparse.ArgumentParser(prog="python -m hub.bundle", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    args = parser.parse_args(argv)
+    try:
+        names = bundle(args.folder, args.output_dir)
+    except (ValueError, OSError) as error:
+        print(f"hub.bundle: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{args.output_dir}: {', '.join(names)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
