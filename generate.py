@@ -9,7 +9,6 @@ and exit code 2 and leaves nothing half-written. Ctrl-C ends the generation earl
 """
 
 import argparse
-import hashlib
 import json
 import math
 import platform
@@ -331,6 +330,8 @@ def sample(options, model, tokenizer, prompt, port, stopped):
 
 def describe(options, folder, number, ids, interrupted):
     """Return the record of a sample, for JSON: the same for the same command."""
+    from corpus.atomic_files import sha256
+
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         with suppress(PackageNotFoundError):
@@ -347,12 +348,6 @@ def describe(options, folder, number, ids, interrupted):
     if options.prompt is not None:
         record["prompt"] = {Path(options.prompt).name: sha256(options.prompt)}
     return record
-
-
-def sha256(path):
-    """Return the SHA-256 of a file in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_texts(midi, texts):

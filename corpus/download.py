@@ -1,12 +1,13 @@
 """Fetches a published file once: goes on where it was cut off, and believes nothing but its SHA-256."""
 
-import hashlib
 import time
 from pathlib import Path
 
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
 from tqdm import tqdm
+
+from corpus.atomic_files import sha256 as file_sha256
 
 # How often a server may fail in a row without sending a byte, and the wait after the first time; it doubles.
 ATTEMPTS = 5
@@ -36,7 +37,7 @@ def download(url: str, sha256: str, folder: Path) -> Path:
         OSError: It could not be fetched, or it is another file.
     """
     file = folder / url.rpartition("/")[2]
-    if file.is_file() and _sha256(file) == sha256:
+    if file.is_file() and file_sha256(file) == sha256:
         return file
     part = file.with_name(f"{file.name}.part")
     failures = 0
@@ -58,7 +59,7 @@ def download(url: str, sha256: str, folder: Path) -> Path:
             raise OSError(f"{url} could not be fetched: {reason}. What has arrived is kept; try again later.")
         time.sleep(WAIT_SECONDS * 2 ** (failures - 1))
 
-    found = _sha256(part)
+    found = file_sha256(part)
     if found != sha256:
         part.unlink()
         raise OSError(f"{url} sent another file than was published: its SHA-256 is {found}, not {sha256}.")
@@ -87,8 +88,3 @@ def _fetch(url: str, part: Path) -> int:
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -69,7 +69,8 @@ def originality_text(measured: dict) -> str:
         f"some notes changed. Of {len(originality['baseline_scores'])} excerpts of that length from held-out "
         f"performances of other compositions, the most similar has {baseline} notes in common with a training "
         f"piece, less those that differ, and without trills, scales and other figurations. {verdict}; the most "
-        f"similar sample has {highest}. On average, {overlap:.1%} of a sample's runs of eight notes occur in the training set."
+        f"similar sample has {highest}. On average, {overlap:.1%} of a sample's runs of eight notes occur in the "
+        "training set."
     )
 
 

@@ -23,8 +23,9 @@ ROOMS = {
     "corpus": {"tokenization"},
     "evaluation": {"modeling_music_tx", "tokenization", "corpus"},
     "hub": {"modeling_music_tx", "tokenization", "evaluation"},
-    "train": {"modeling_music_tx", "tokenization", "corpus", "evaluation"},
-    "generate": {"tokenization", "evaluation.loading", "evaluation.rendering"},
+    "training": {"modeling_music_tx", "corpus"},
+    "train": {"modeling_music_tx", "tokenization", "corpus", "evaluation", "training"},
+    "generate": {"tokenization", "corpus.atomic_files", "evaluation.loading", "evaluation.rendering"},
 }
 # Benchmarks and tests look at everything, and nothing looks at them.
 WATCHERS = ("benchmarks", "tests")

@@ -6,6 +6,7 @@ from symusic import Note, Score, Tempo, Track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
+from training.recipe import Recipe, parse
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "maestro-small"
@@ -17,9 +18,8 @@ def test_its_weights_are_small_and_nothing_in_it_is_pickled():
 
 
 def test_its_shape_is_that_of_its_recipe():
-    _, shape = train.parse([str(ROOT / "recipes" / "maestro_small.yaml")])
+    _, given = parse([str(ROOT / "recipes" / "maestro_small.yaml")])
     config = AutoModelForCausalLM.from_pretrained(CHECKPOINT).config
-    given = {name: value for name, value in vars(shape).items() if value is not None}
     assert {name: getattr(config, name) for name in given} == given
 
 
@@ -33,6 +33,6 @@ def test_it_expects_a_scale_to_go_on_more_than_an_untrained_model_would():
     score.tracks.append(track)
     tokenizer, model = AutoTokenizer.from_pretrained(CHECKPOINT), AutoModelForCausalLM.from_pretrained(CHECKPOINT)
     ids = tokenizer(score, return_tensors="pt")["input_ids"]
-    untrained = train.make_model(tokenizer, train.parse(["--corpus", "a", "--output_dir", "b"])[1], seed=0)
+    untrained = train.make_model(tokenizer, {}, Recipe("a", "b"))
     assert untrained(ids, labels=ids).loss.item() > 5.5
     assert model(ids, labels=ids).loss.item() < 3

@@ -91,15 +91,17 @@ def forget_the_last_run():
 def run(corpus, output_dir, *fields):
     """Train in this process and return the weights of the finished model."""
     forget_the_last_run()
-    train.main(flags(corpus, output_dir, *fields))
+    assert train.main(flags(corpus, output_dir, *fields)) == 0
     return load_file(output_dir / "model.safetensors")
 
 
 def stopped(corpus, output_dir, *fields):
     """Train in this process until it ends before its time, and return the exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        run(corpus, output_dir, *fields)
-    return exit_.value.code
+    forget_the_last_run()
+    try:
+        return train.main(flags(corpus, output_dir, *fields))
+    except SystemExit as exit_:
+        return exit_.code
 
 
 def assert_same_weights(left, right, **tolerance):
@@ -123,10 +125,10 @@ def names(folder, pattern="*"):
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("corpus: here\noutput_dir: there\nlearning_rate: 1e-4\nhidden_size: 96\naugment: false\n")
-    parsed, shape = train.parse([str(recipe), "--output_dir", "elsewhere", "--num_hidden_layers", "3"])
+    parsed, config = train.parse([str(recipe), "--output_dir", "elsewhere", "--num_hidden_layers", "3"])
     assert (parsed.corpus, parsed.output_dir, parsed.learning_rate) == ("here", "elsewhere", 1e-4)
     assert parsed.augment is False
-    assert train.given(shape) == {"hidden_size": 96, "num_hidden_layers": 3}
+    assert config == {"hidden_size": 96, "num_hidden_layers": 3}
     assert parsed.seed == 0
 
 
@@ -138,6 +140,11 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
         ("corpus: a\noutput_dir: b\nhidden_size: 250\nnum_attention_heads: 8\n", "try 248 or 256"),
         ("corpus: a\noutput_dir: b\nsave_steps: 0\n", "save_steps (0) must be at least 1"),
         ("corpus: a\noutput_dir: b\nshort_fraction: 2\n", "short_fraction (2.0) must be from 0 to 1"),
+        ("corpus: a\noutput_dir: b\ndecay_fraction: .nan\n", "decay_fraction (nan) must be from 0 to 1"),
+        ("corpus: a\noutput_dir: b\nsave_total_limit: -1\n", "save_total_limit (-1) must be at least 1"),
+        ("corpus: a\noutput_dir: b\nlearning_rate: -1\n", "learning_rate (-1.0) must be a finite number, 0 or more"),
+        ("corpus: a\noutput_dir: b\nmax_steps: -3\n", "max_steps (-3) must be at least 1"),
+        ("corpus: &a b\noutput_dir: *a\n", "aliases are not allowed"),
         ("corpus: a\noutput_dir: b\nshort_fraction: 0.5\nsequence_length: 65\n", "(65) must be even"),
         ("output_dir: b\n", "--corpus"),
         ("just text", "field: value"),
@@ -163,7 +170,7 @@ def test_a_wrong_recipe_ends_in_one_clear_line(text, message, tmp_path, capsys):
         ({}, {"ACCELERATE_USE_FSDP": "true"}, "FSDP needs GPUs"),
         ({"report_to": "trackio"}, {}, "pip install trackio"),
         ({"push_to_hub": "user/name"}, {}, "model card"),
-        ({"resume_from_checkpoint": "nowhere"}, {}, "nowhere is not a whole checkpoint"),
+        ({"resume_from_checkpoint": "nowhere"}, {}, "nowhere is not a complete checkpoint"),
         ({"init_from": "./nowhere"}, {}, "./nowhere"),
     ],
 )
@@ -202,9 +209,9 @@ def test_every_recipe_says_what_it_is_for_and_how_it_is_run(recipe):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
-    _, shape = train.parse(["--corpus", "a", "--output_dir", "b"])
-    model = train.make_model(MusicTxTokenizer(), shape, seed=0)
-    optimizers = train.make_optimizers(model, train.Recipe("", "", optimizer=optimizer))
+    recipe = train.Recipe("", "", optimizer=optimizer)
+    model = train.make_model(MusicTxTokenizer(), {}, recipe)
+    optimizers = train.make_optimizers(model, recipe)
     assert len(optimizers) == (2 if optimizer == "muon" else 1)
     groups = [group for opt in optimizers for group in opt.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
@@ -289,7 +296,7 @@ def test_two_processes_equal_one_with_twice_the_batch(corpus, tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_each_window_is_scored_by_one_process_and_all_take_equally_many(count):
     windows = [{"input_ids": torch.tensor([i]), "labels": torch.tensor([i])} for i in range(5)]
-    shares = [train.Share(windows, index, count) for index in range(count)]
+    shares = [train.EvalShard(windows, index, count) for index in range(count)]
     assert len({len(share) for share in shares}) == 1
     labels = [share[place]["labels"].item() for share in shares for place in range(len(share))]
     assert sorted(label for label in labels if label != train.IGNORED) == [0, 1, 2, 3, 4]
@@ -325,7 +332,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(corpus, ste
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "no manifest", "emptied"])
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before(damage, corpus, steady, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage, corpus, steady, tmp_path, capsys):
     for name in ("checkpoint-3", "checkpoint-6"):
         shutil.copytree(steady / name, tmp_path / name)
     state = tmp_path / "checkpoint-6" / "state.safetensors"
@@ -341,7 +348,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(damage, corpus, ste
         for path in state.parent.iterdir():
             path.write_text("")
     assert_goes_on_to_the_same_end(corpus, tmp_path, steady)
-    assert "checkpoint-6 is not a whole checkpoint" in capsys.readouterr().out
+    assert "checkpoint-6 is not a complete checkpoint" in capsys.readouterr().out
 
 
 def test_a_run_killed_while_it_saves_goes_on_to_the_same_end(corpus, steady, tmp_path):
@@ -477,6 +484,39 @@ def test_a_step_without_a_finite_loss_or_gradient_is_skipped_and_named(
     assert message in json.loads((tmp_path / "run.json").read_text())["skipped_steps"]["4"]
 
 
+def test_a_skipped_step_does_not_replace_a_checkpoint(corpus, tmp_path, monkeypatch):
+    poison(monkeypatch, {3, 4, 5}, spoil_gradient)
+    run(corpus, tmp_path, STEADY, {"save_steps": 1, "save_total_limit": 2})
+    assert names(tmp_path, "checkpoint*") == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_folder_with_the_checkpoints_of_another_run_is_left_alone_without_overwrite(corpus, tmp_path, capsys):
+    run(corpus, tmp_path, STEADY)
+    before = names(tmp_path, "*")
+    capsys.readouterr()
+    assert stopped(corpus, tmp_path, STEADY) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "of an earlier run; continue it with --resume_from_checkpoint latest" in line
+    assert names(tmp_path, "*") == before
+    run(corpus, tmp_path, STEADY, {"overwrite": True, "max_steps": 2, "save_steps": 2})
+    assert names(tmp_path, "checkpoint*") == ["checkpoint-2"]
+
+
+def test_ctrl_c_saves_a_checkpoint_as_sigterm_does(corpus, steady, tmp_path, capsys, monkeypatch):
+    train_step = train.train_step
+
+    def interrupted(*arguments):
+        if arguments[5] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+    assert stopped(corpus, tmp_path, STEADY) == 128 + signal.SIGINT
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Ctrl-C: stopped after step 4")
+    monkeypatch.undo()
+    assert_goes_on_to_the_same_end(corpus, tmp_path, steady)
+
+
 def test_too_many_skipped_steps_end_the_run(corpus, tmp_path, capsys, monkeypatch):
     poison(monkeypatch, {1, 2, 4}, spoil_gradient)
     assert stopped(corpus, tmp_path, STEADY, {"max_skipped_steps": 2}) == 2
@@ -488,7 +528,7 @@ def test_too_many_skipped_steps_end_the_run(corpus, tmp_path, capsys, monkeypatc
 def test_under_fp16_a_step_is_the_same_or_skipped_and_the_scale_falls_once():
     """The scaler works on CPU, too, where training in fp16 is not offered."""
     forget_the_last_run()
-    recipe, shape = train.parse(
+    recipe, config = train.parse(
         ["--corpus", "a", "--output_dir", "b", *flags("", "", STEADY, {"attention_dropout": 0})]
     )
     batch = {"input_ids": torch.arange(3, 67).view(1, 64)}
@@ -496,7 +536,7 @@ def test_under_fp16_a_step_is_the_same_or_skipped_and_the_scale_falls_once():
     ends = []
     for scale in (None, 2.0**10, 2.0**127):
         accelerator = train.make_accelerator(recipe)
-        model = train.make_model(MusicTxTokenizer(), shape, seed=0)
+        model = train.make_model(MusicTxTokenizer(), config, recipe)
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
         model, *optimizers = accelerator.prepare(model, *train.make_optimizers(model, recipe))
         if scale:
@@ -508,7 +548,7 @@ def test_under_fp16_a_step_is_the_same_or_skipped_and_the_scale_falls_once():
         forget_the_last_run()
     assert_same_weights(ends[1], ends[0], rtol=0, atol=0)
     assert_same_weights(ends[2], before, rtol=0, atol=0)
-    assert done.trouble
+    assert done.skip_reason
     assert not done.is_counted
     assert accelerator.scaler.get_scale() == 2.0**126
 
@@ -525,7 +565,7 @@ def test_fine_tuning_begins_with_the_weights_it_is_given(corpus, steady, tmp_pat
     ("fields", "message"),
     [
         ({"hidden_size": 64}, "hidden_size (64) is not that of"),
-        ({"corpus": "other"}, "reads another vocabulary (391 tokens) than"),
+        ({"corpus": "other"}, "has another vocabulary (391 tokens) than"),
         ({"init_from": "pickled"}, "safetensors"),
     ],
 )

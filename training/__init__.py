@@ -1,0 +1,1 @@
+"""What train.py calls: the recipe, optimizers, the log and checkpoints."""
