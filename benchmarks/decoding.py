@@ -78,7 +78,7 @@ def make_cache(kind: str, model: PreTrainedModel, batch: int, length: int, spare
     static = kind in ("static", "compiled")
     cache = StaticCache(config=config, max_cache_len=length + spare) if static else DynamicCache(config=config)
     if isinstance(model, MusicTxForCausalLM):
-        use_buffers(cache)  # as the model's first call would
+        use_buffers(cache)  # as generate() does
     # One sequence's keys and values serve the whole batch: their bytes are copied, and the draw is short.
     shape = (2, 1, config.num_attention_heads, length, config.head_dim)
     generator = torch.Generator(model.device).manual_seed(0)

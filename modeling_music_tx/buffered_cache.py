@@ -1,6 +1,7 @@
-"""Keys and values that grow in place: a token is written behind those before, and nothing else moves.
+"""Dynamic caches that grow in place: a new token is written behind the others, in memory reserved for it.
 
-Transformers' dynamic cache concatenates, which copies all keys and values for every token.
+Transformers' dynamic cache concatenates, which copies all keys and values for every token. A tensor that a cache has
+returned never changes, here as there: memory behind it is written only if nothing has been written there before.
 
 Shape letters: B batch, H heads, N new keys, K keys, R rows of a buffer, D head dimension.
 """
@@ -9,15 +10,31 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 
+class Buffer:
+    """Memory for rows, and how many of them are written.
+
+    Shallow copies of a cache share their buffers, and with them the count: of two branches that continue the same
+        rows,
+    the first writes behind them, and the second gets a buffer of its own.
+
+    Args:
+        tensor: [B, H, R, D].
+        filled: Rows written, from the first on.
+    """
+
+    def __init__(self, tensor: torch.Tensor, filled: int = 0):
+        self.tensor, self.filled = tensor, filled
+
+
 class BufferedLayer(DynamicLayer):
     """Transformers' layer for all keys and values, in a buffer."""
 
-    key_buffer = value_buffer = None
+    buffers = (None, None)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends keys and values, [B, H, N, D] each; returns all, [B, H, K, D]."""
+        """Append keys and values, [B, H, N, D] each; returns all, [B, H, K, D]."""
         if must_concatenate():
             return super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = extend(self, key_states, value_states)
@@ -27,13 +44,13 @@ class BufferedLayer(DynamicLayer):
 class BufferedSlidingWindowLayer(DynamicSlidingWindowLayer):
     """Transformers' layer for a window of keys and values, in a buffer."""
 
-    key_buffer = value_buffer = None
+    buffers = (None, None)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends keys and values, [B, H, N, D] each; returns those that the new queries may see, [B, H, K, D]."""
-        # Tokens that may be taken back keep more than the window.
+        """Append keys and values, [B, H, N, D] each; returns those that the new queries attend to, [B, H, K, D]."""
+        # Layers that can be rolled back keep more than the window.
         if must_concatenate() or self.record_past:
             return super().update(key_states, value_states, *args, **kwargs)
         self.cumulative_length += key_states.shape[2]
@@ -43,29 +60,30 @@ class BufferedSlidingWindowLayer(DynamicSlidingWindowLayer):
 
 
 def must_concatenate() -> bool:
-    """Whether autograd or the compiler keep what is returned, so that nobody may write behind it."""
+    """Whether autograd or the compiler needs tensors that are not views of a buffer."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 def extend(
     layer: BufferedLayer | BufferedSlidingWindowLayer, key_states: torch.Tensor, value_states: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's keys and values followed by new ones, in its buffers; shapes as for `append`."""
+    """Return a layer's keys and values followed by new ones, in its buffers; shapes as for `append`."""
     if not layer.is_initialized:
         layer.lazy_initialization(key_states, value_states)
-    keys, layer.key_buffer = append(layer.keys, key_states, layer.key_buffer)
-    values, layer.value_buffer = append(layer.values, value_states, layer.value_buffer)
+    key_buffer, value_buffer = layer.buffers
+    keys, key_buffer = append(layer.keys, key_states, key_buffer)
+    values, value_buffer = append(layer.values, value_states, value_buffer)
+    layer.buffers = (key_buffer, value_buffer)
     return keys, values
 
 
-def append(rows: torch.Tensor, new: torch.Tensor, buffer: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows followed by new ones, in memory that has been set aside for that.
+def append(rows: torch.Tensor, new: torch.Tensor, buffer: Buffer | None) -> tuple[torch.Tensor, Buffer]:
+    """Append new rows to rows, in place if the memory behind them is reserved and unwritten.
 
     Args:
         rows: [B, H, K, D], or empty, of any shape.
         new: [B, H, N, D].
-        buffer: [B, H, R, D]; if `rows` are a part of it, the new ones are written behind them as long as there is
-            room. None for none yet.
+        buffer: The buffer that `rows` may be a part of; None for none yet.
 
     Returns:
         Both, [B, H, K + N, D], and the buffer that they are a part of.
@@ -74,24 +92,25 @@ def append(rows: torch.Tensor, new: torch.Tensor, buffer: torch.Tensor | None) -
     total = count + new.shape[2]
     inside = (
         buffer is not None
-        # Rows that were selected or repeated lie elsewhere, and so do those of a concatenation.
-        and rows.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
-        and rows.shape[:2] == buffer.shape[:2]
-        # What inference mode has made may not be written into once that mode is left.
-        and buffer.is_inference() <= torch.is_inference_mode_enabled()
+        # Selected, repeated and concatenated rows lie in other memory.
+        and rows.untyped_storage().data_ptr() == buffer.tensor.untyped_storage().data_ptr()
+        and rows.shape[:2] == buffer.tensor.shape[:2]
+        # Tensors made in inference mode must not be written outside of it.
+        and buffer.tensor.is_inference() <= torch.is_inference_mode_enabled()
     )
-    start = rows.storage_offset() // buffer.stride(2) if inside else 0
-    if not inside or start + total > buffer.shape[2]:
-        start, buffer = 0, new.new_empty(*new.shape[:2], total + total // 2, new.shape[3])
+    start = rows.storage_offset() // buffer.tensor.stride(2) if inside else 0
+    if not inside or start + count != buffer.filled or start + total > buffer.tensor.shape[2]:
+        start, buffer = 0, Buffer(new.new_empty(*new.shape[:2], total + total // 2, new.shape[3]))
         if count:
-            buffer[:, :, :count] = rows
-    buffer[:, :, start + count : start + total] = new
-    return buffer[:, :, start : start + total], buffer
+            buffer.tensor[:, :, :count] = rows
+    buffer.tensor[:, :, start + count : start + total] = new
+    buffer.filled = start + total
+    return buffer.tensor[:, :, start : start + total], buffer
 
 
-def use_buffers(cache: Cache):
-    """Exchanges the layers of a dynamic cache that holds nothing yet for layers with buffers."""
-    # Offloaded layers leave their device after each step, without their buffers.
+def use_buffers(cache: Cache) -> None:
+    """Replace the empty layers of a dynamic cache by layers with buffers."""
+    # Offloaded layers move between devices without their buffers.
     if cache.offloading or torch.compiler.is_compiling():
         return
     for index, layer in enumerate(cache.layers):

@@ -14,9 +14,14 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -51,23 +56,23 @@ def accepts_cache(forward: Callable) -> Callable:
     return renamed
 
 
-class MusicTxLinear(nn.Linear):
-    """A linear layer that, compiled for a CPU, multiplies a single row at the speed of its memory.
+def apply_linear(linear: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    """Apply a linear layer; when compiled for a CPU, multiply a single row at the speed of memory.
 
-    Such products are all that decoding is made of, and matrix libraries run them on one core at a fraction of what
-    memory delivers. As a sum of products the compiler makes one parallel loop of them (benchmarks/decoding.py).
+    Decoding consists of such products, and matrix libraries run them on one core at a fraction of the memory
+    bandwidth. Of a sum of products the compiler makes one parallel loop (benchmarks/decoding.py). The layers
+    themselves stay plain `nn.Linear`, which quantizers look for and replace.
     """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        one_row = input.numel() == self.in_features and input.device.type == "cpu"
-        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        if not (one_row and compiled and type(self.weight) is nn.Parameter):  # quantized weights are of other types
-            return super().forward(input)
-        # Of a strided view the compiler needs the memory: it writes the row down, and does not compute the
-        # normalisation or activation that the row comes from anew for every output.
-        row = input.reshape(-1).as_strided((self.in_features,), (1,))
-        output = (self.weight * row).sum(-1)
-        return (output if self.bias is None else output + self.bias).view(*input.shape[:-1], -1)
+    is_row = input.numel() == input.shape[-1] and input.device.type == "cpu"
+    is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    is_plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    if not (is_row and is_compiled and is_plain):
+        return linear(input)
+    # A strided view makes the compiler store the row, rather than recompute the normalisation or activation that it
+    # comes from for every output.
+    row = input.reshape(-1).as_strided((input.shape[-1],), (1,))
+    output = (linear.weight * row).sum(-1)
+    return (output if linear.bias is None else output + linear.bias).view(*input.shape[:-1], -1)
 
 
 class MusicTxMLP(nn.Module):
@@ -75,12 +80,12 @@ class MusicTxMLP(nn.Module):
 
     def __init__(self, config: MusicTxConfig):
         super().__init__()
-        self.up_proj = MusicTxLinear(config.hidden_size, config.intermediate_size)
-        self.down_proj = MusicTxLinear(config.intermediate_size, config.hidden_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
         self.down_proj.ends_in_residual = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(nn.functional.gelu(self.up_proj(hidden_states)))
+        return apply_linear(self.down_proj, nn.functional.gelu(apply_linear(self.up_proj, hidden_states)))
 
 
 def eager_attention_forward(
@@ -131,8 +136,8 @@ class MusicTxAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
         width = self.num_heads * self.head_dim
-        self.qkv_proj = MusicTxLinear(config.hidden_size, 3 * width, bias=False)
-        self.o_proj = MusicTxLinear(width, config.hidden_size, bias=False)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.o_proj.ends_in_residual = True
         self.relative_embeddings = None
         if config.max_relative_distance:
@@ -151,25 +156,28 @@ class MusicTxAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, query_length, _ = hidden_states.shape
-        qkv = self.qkv_proj(hidden_states).view(batch, query_length, 3, self.num_heads, self.head_dim)
+        qkv = apply_linear(self.qkv_proj, hidden_states).view(batch, query_length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, H, Q, D] each
 
         offset = 0
         if past_key_values is not None:
             _, key_offset = past_key_values.get_mask_sizes(query_length, self.layer_idx)
-            # A static cache returns the very counter that `update` moves on in place, so take the difference first.
+            # A static cache returns the counter that `update` increments in place, so take the difference first.
             offset = past_key_values.get_query_offset(self.layer_idx) - key_offset
             key, value = past_key_values.update(key, value, self.layer_idx)
+        distances = None
         if position_ids is not None:
-            # Set only where the caller lays out the pattern with a 4D mask: places in the sequence are theirs to say.
-            offset = position_ids[:, :, None] - position_ids[:, None, :]  # [B or 1, Q, K]
+            # Set only with a 4D mask of the caller, whose positions need not be consecutive.
+            distances = position_ids[:, :, None] - position_ids[:, None, :]  # [B or 1, Q, K]
 
         implementation = self.config._attn_implementation
         if implementation in (BLOCKED, TRITON):
-            kwargs.update(relative_embeddings=self.relative_embeddings, offset=offset)
+            kwargs.update(relative_embeddings=self.relative_embeddings, offset=offset, distances=distances)
         elif self.relative_embeddings is not None:
             embeddings = self.relative_embeddings.to(query.dtype)
-            kwargs["position_bias"] = relative_logits(query * self.scaling, embeddings, key.shape[2], offset)
+            kwargs["position_bias"] = relative_logits(
+                query * self.scaling, embeddings, key.shape[2], offset, distances
+            )
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attention_interface(
             self,
@@ -182,7 +190,7 @@ class MusicTxAttention(nn.Module):
             sliding_window=self.config.sliding_window,
             **kwargs,
         )
-        return self.o_proj(output.reshape(batch, query_length, -1)), weights
+        return apply_linear(self.o_proj, output.reshape(batch, query_length, -1)), weights
 
 
 class MusicTxDecoderLayer(GradientCheckpointingLayer):
@@ -202,16 +210,21 @@ class MusicTxDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
+# The attention implementations that compute the relative term. Others ignore `position_bias` without an error.
+SUPPORTED_ATTENTION = (BLOCKED, "triton_relative", "sdpa", "eager", "flex_attention")
+
+
 def require_position_bias(implementation: str) -> None:
-    """Refuses attention that would leave out the relative term without a word.
+    """Refuse attention that would leave out the relative term.
 
     Raises:
-        ValueError: If `implementation` names flash or paged attention.
+        ValueError: `implementation` is not one of `SUPPORTED_ATTENTION`.
     """
-    if "flash" in implementation or "paged" in implementation:
+    if implementation not in SUPPORTED_ATTENTION:
         raise ValueError(
             f'attn_implementation "{implementation}" takes no bias that depends on the query, as relative attention '
-            f'needs it; use "{BLOCKED}" (the default), "sdpa", "eager" or "flex_attention".'
+            f'needs it; use "{BLOCKED}" (the default), "sdpa", "eager" or "flex_attention", or on a GPU of NVIDIA '
+            '"triton_relative".'
         )
 
 
@@ -231,22 +244,25 @@ class MusicTxPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": MusicTxDecoderLayer, "attentions": MusicTxAttention}
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Blocked attention when nothing is asked for; plain sdpa where there is no relative term to compute."""
-        require_position_bias(requested_attention or "")
+        """Default to blocked attention, or to sdpa if there is no relative term to compute."""
+        require_position_bias(requested_attention or BLOCKED)
+        if requested_attention == "triton_relative" and TRITON is None:
+            raise ValueError(
+                'attn_implementation "triton_relative" needs the package triton, which PyTorch for CUDA installs; '
+                f'use "{BLOCKED}" (the default).'
+            )
         if requested_attention in (None, BLOCKED, TRITON):
             requested_attention = (requested_attention or BLOCKED) if self.config.max_relative_distance else None
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """Saves weights, configuration and code as Transformers does, and names the other classes for Auto as well.
-
-        Transformers enters the class that is saved; the decoder in it is a model too, and may get another head.
-        """
+        """Save weights, configuration and code, and map the Auto classes of the other heads to the code as well."""
         if self._auto_class is not None:
             known = getattr(self.config, "auto_map", None) or {}
             others = {
                 "AutoModel": MusicTxModel,
                 "AutoModelForSequenceClassification": MusicTxForSequenceClassification,
+                "AutoModelForTokenClassification": MusicTxForTokenClassification,
             }
             file = __name__.split(".")[-1]
             self.config.auto_map = {auto: f"{file}.{kind.__name__}" for auto, kind in others.items()} | known
@@ -254,7 +270,7 @@ class MusicTxPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Normal weights, zero biases; what ends in the residual stream is scaled down by the number of such ends."""
+        """Normal weights, zero biases; weights that write to the residual stream are scaled down by their number."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             ends = 2 * self.config.num_hidden_layers if getattr(module, "ends_in_residual", False) else 1
@@ -319,11 +335,10 @@ class MusicTxModel(MusicTxPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+            use_buffers(past_key_values)
 
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if past_key_values is not None:
-            use_buffers(past_key_values)
-        # A 4D mask over the queries alone is the caller's own layout; `generate` makes larger ones for static caches.
+        # A 4D mask over the queries alone comes from the caller; `generate` makes larger ones for static caches.
         own_layout = attention_mask is not None and attention_mask.shape[2:] == (inputs_embeds.shape[1],) * 2
         create_mask = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
         mask = create_mask(
@@ -337,14 +352,18 @@ class MusicTxModel(MusicTxPreTrainedModel):
         layout = position_ids if own_layout else None
         hidden_states = inputs_embeds
         if self.config.position_embedding == "sinusoidal":
-            if position_ids is None:
+            if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+                # Padding on the left takes no positions.
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+            elif position_ids is None:
                 position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
-            # The embeddings start small; times the square root of the width, as in Vaswani et al., they hold their
-            # own beside sinusoids of size one.
+            # The initial embeddings are small; times the square root of the width, as in Vaswani et al., they have the
+            # scale of the sinusoids.
             hidden_states = hidden_states * math.sqrt(self.config.hidden_size)
             hidden_states = hidden_states + sinusoids(position_ids, self.config.hidden_size).to(hidden_states.dtype)
         hidden_states = self.dropout(hidden_states)
-        for layer in self.layers:
+        # Assisted decoding with `assistant_early_exit` lowers `num_hidden_layers`.
+        for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
                 hidden_states,
                 attention_mask=mask,
@@ -374,8 +393,26 @@ class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
     def __init__(self, config: MusicTxConfig):
         super().__init__(config)
         self.model = MusicTxModel(config)
-        self.lm_head = MusicTxLinear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs):
+        """Let the dynamic cache that `generate` creates grow in place; a cache of the caller stays as it is."""
+        is_given = model_kwargs.get(CACHE_NAME) is not None
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get(CACHE_NAME)
+        if not is_given and isinstance(cache, DynamicCache):
+            use_buffers(cache)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refuse continuous batching, whose paged attention takes no position bias.
+
+        Raises:
+            ValueError: Always.
+        """
+        require_position_bias("paged attention")
+
+    generate_batch = init_continuous_batching
 
     @accepts_cache
     @can_return_tuple
@@ -408,7 +445,7 @@ class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = apply_linear(self.lm_head, outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -422,10 +459,10 @@ class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
 
 
 class MusicTxForSequenceClassification(GenericForSequenceClassification, MusicTxPreTrainedModel):
-    """The decoder with a head that classifies whole pieces by their last token, such as by composer."""
+    """The decoder with a head that classifies pieces by their last token, for example by composer."""
 
     def __init__(self, config: MusicTxConfig):
-        # The generic head asks AutoModel for its decoder, which knows only code that is installed.
+        # The generic class creates its decoder by AutoModel, which does not find code from the Hub.
         MusicTxPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.model = MusicTxModel(config)
@@ -433,4 +470,26 @@ class MusicTxForSequenceClassification(GenericForSequenceClassification, MusicTx
         self.post_init()
 
 
-__all__ = ["MusicTxForCausalLM", "MusicTxForSequenceClassification", "MusicTxModel", "MusicTxPreTrainedModel"]
+class MusicTxForTokenClassification(GenericForTokenClassification, MusicTxPreTrainedModel):
+    """The decoder with a head that labels tokens, for example with fingerings or voices."""
+
+    def __init__(self, config: MusicTxConfig):
+        MusicTxPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = MusicTxModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+# Trainer shifts labels for label smoothing only for the classes listed here.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(MusicTxConfig.model_type, MusicTxForCausalLM.__name__)
+
+
+__all__ = [
+    "MusicTxForCausalLM",
+    "MusicTxForSequenceClassification",
+    "MusicTxForTokenClassification",
+    "MusicTxModel",
+    "MusicTxPreTrainedModel",
+]

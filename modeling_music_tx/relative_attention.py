@@ -2,15 +2,17 @@
 
 Shape letters used throughout: B batch, H heads, Q queries, K keys, D head dimension, M distances in the table.
 
-Queries and keys of one call are neighbours in one sequence: query 0 stands `offset` places after key 0, so the
-distance from query q back to key k is `offset + q - k`. That single number is all the position this attention ever
-needs, which is why padding, caches and sliding windows leave it untouched.
+Queries and keys of one call are consecutive in one sequence: query 0 is `offset` positions after key 0, so the
+distance from query q back to key k is `offset + q - k`. The offset is the only position that this attention needs, so
+padding, caches and sliding windows do not change it. `distances` take its place where positions are not consecutive.
 
-Row `M - 1 - d` of an embedding table holds distance `d` (the paper's order). The rows for the distances that one query
-meets along its keys then lie in the order of the keys, and the last row belongs to the query itself.
+Row `M - 1 - d` of an embedding table holds distance `d` (the paper's order). The rows for the distances from one query
+to its keys are then in the order of the keys, and the last row is that of the query's own key.
 """
 
 import math
+import re
+import zlib
 
 import torch
 from torch import nn
@@ -39,9 +41,9 @@ def relative_attention(
     scaling: float,
     offset: int = 0,
 ) -> torch.Tensor:
-    """Causal relative attention written out: `softmax((Q Kᵀ + S) · scaling) V` with `S[q, k] = Q[q] · E[distance]`.
+    """Causal relative attention by its definition, `softmax((Q Kᵀ + S) · scaling) V`, `S[q, k] = Q[q] · E[distance]`.
 
-    It holds one embedding for every pair, O(Q K D) memory, and is here to be read and to judge the other ways by.
+    It needs one embedding for every pair, O(Q K D) memory, and serves as the reference for the other implementations.
 
     Args:
         query: [B, H, Q, D].
@@ -78,7 +80,7 @@ def _rows(distances: torch.Tensor, relative_embeddings: torch.Tensor) -> torch.T
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Skewing: the relative logits of neighbouring queries from one product
+# Skewing: the relative logits of consecutive queries from one product
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -101,9 +103,9 @@ def band(relative_embeddings: torch.Tensor, length: int) -> torch.Tensor:
 def skew(products: torch.Tensor) -> torch.Tensor:
     """Moves the products of queries with a band so that column k belongs to key k.
 
-    Query row r needs its products moved by `Q - 1 - r` columns to the left. With one spare column, reading the same
-    memory in rows of K from element `Q - 1` on does just that: no copy and no gather. Columns of keys that lie in the
-    future of a row hold what its neighbour has no use for; the causal mask hides them.
+    Query row r needs its products shifted by `Q - 1 - r` columns to the left. With one spare column, a view of the
+    same memory in rows of K, from element `Q - 1` on, is that shift: no copy and no gather. Columns of keys in the
+    future of a row hold products of the next row, which the causal mask hides.
 
     Args:
         products: [N, Q, K + 1], contiguous: queries times `band(relative_embeddings, K)`.
@@ -118,7 +120,11 @@ def skew(products: torch.Tensor) -> torch.Tensor:
 
 
 def relative_logits(
-    query: torch.Tensor, relative_embeddings: torch.Tensor, key_length: int, offset: int | torch.Tensor
+    query: torch.Tensor,
+    relative_embeddings: torch.Tensor,
+    key_length: int,
+    offset: int | torch.Tensor = 0,
+    distances: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The relative term of every query and key, as a bias that any attention backend can add.
 
@@ -126,20 +132,21 @@ def relative_logits(
         query: [B, H, Q, D].
         relative_embeddings: [H, M, D].
         key_length: K.
-        offset: distance from query 0 to key 0. A number reads the table by slice and skew. A tensor (a static cache
-            counts in one, so that compiled code need not know it) of shape [] or of distances [B or 1, Q, K] gathers.
+        offset: distance from query 0 to key 0. With a number, the table is read by slice and skew; with a tensor [],
+            as static caches count in, by gather.
+        distances: [B or 1, Q, K], in place of the offset where positions are not consecutive; read by gather.
 
     Returns:
         [B, H, Q, K]; values for keys in the future are arbitrary and must be masked.
     """
     batch, heads, query_length, dim = query.shape
     by_head = query.transpose(0, 1).reshape(heads, batch * query_length, dim)  # one product a head, whatever the batch
-    given = isinstance(offset, torch.Tensor) and offset.ndim > 0
-    # An exported program takes other lengths than its example, and a view of the same memory would not.
-    if isinstance(offset, torch.Tensor) or torch.compiler.is_exporting():
-        distances = offset if given else pairwise_distances(query_length, key_length, offset, query.device)[None]
-        if not given and not torch.compiler.is_exporting():
-            relative_embeddings = relative_embeddings[:, -key_length:]  # farther than the keys reach is nobody
+    # An exported program takes other lengths than its example, which a view of the same memory cannot.
+    if distances is not None or isinstance(offset, torch.Tensor) or torch.compiler.is_exporting():
+        if distances is None:
+            distances = pairwise_distances(query_length, key_length, offset, query.device)[None]
+            if not torch.compiler.is_exporting():
+                relative_embeddings = relative_embeddings[:, -key_length:]  # no distance is K or more
         products = (by_head @ relative_embeddings.transpose(1, 2)).view(heads, batch, query_length, -1)
         rows = _rows(distances, relative_embeddings).expand(heads, batch, query_length, key_length)
         return products.gather(-1, rows).transpose(0, 1)
@@ -166,8 +173,17 @@ def relative_logits(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-# A model from the Hub brings a copy of this file, and an operator registered again would take the first one's place.
-OPERATORS = __name__.replace(".", "_")
+def operator_namespace(module: str) -> str:
+    """Return a namespace for the operators of a module: a valid identifier, different for each name of a module.
+
+    A model from the Hub brings a copy of this file, whose operators must not replace those of another copy. Its module
+    is named after a folder, which may have any name.
+    """
+    name = re.sub(r"\W", "_", module, flags=re.ASCII)
+    return name if name == module.replace(".", "_") else f"{name}_{zlib.crc32(module.encode()):08x}"
+
+
+OPERATORS = operator_namespace(__name__)
 
 
 @torch.library.custom_op(f"{OPERATORS}::attend", mutates_args=())
@@ -184,8 +200,8 @@ def _blocked_forward(
     """The output of all blocks; an operator of its own, so that compiled code calls it whole.
 
     Args:
-        query: [H, B, Q, D], scaled. Heads lead in every shape here: the product of all of a head's queries with its
-            band, and the gradient of that band, are then one matrix product per head and not one per batch row too.
+        query: [H, B, Q, D], scaled. Heads come first here: the product of all of a head's queries with its band, and
+            the gradient of that band, are then one matrix product per head rather than one per head and batch row.
         key, value: [H, B, K, D].
         table: [H, K + 1, D], the band of all keys.
         hidden_keys: [B, K], true at padding.
@@ -216,10 +232,10 @@ def _blocked_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key, value and table.
 
-    A block's probabilities are computed once more instead of kept: memory is O(Q + block) in place of O(Q · K).
+    The probabilities of a block are recomputed rather than kept: memory is O(Q + block) instead of O(Q · K).
     """
     grad_query = torch.empty_like(query)
-    # Many blocks add up in these: half precision would lose the small late contributions.
+    # Sums over many blocks: half precision would lose small contributions.
     wide = torch.promote_types(query.dtype, torch.float32)
     grad_key, grad_value, grad_table = (torch.zeros_like(tensor, dtype=wide) for tensor in (key, value, table))
 
@@ -233,8 +249,9 @@ def _blocked_backward(
         torch._softmax_backward_data(grad_scores, probabilities, -1, grad_scores.dtype, grad_input=grad_scores)
         grad_key[block.heads, :, block.keys] += block.unflatten(grad_scores.transpose(1, 2) @ block.query)
 
-        # The view that read the relative logits writes their gradient, and so zeros for keys in the future where the
-        # products of the next query lie that were too far for it. Before the first and after the last are none.
+        # The view that read the relative logits writes their gradient; for keys in the future these are zeros, which
+        # are the gradients of products of the next row that no key used. The elements outside the view are set to
+        # zero.
         grad_products = block.products
         grad_products.view(len(block.query), -1)[:, : block.query.shape[1] - 1] = 0
         grad_products.view(len(block.query), -1)[:, -1] = 0
@@ -270,7 +287,7 @@ _blocked_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 class _Block:
-    """A block of queries of some heads, the keys in its reach and the band of embeddings between them.
+    """A block of queries of some heads, the keys that it attends to, and the band of embeddings between them.
 
     Letters: G heads, N = G·B sequences, c queries, n keys.
     """
@@ -293,7 +310,7 @@ class _Block:
         self.window, self.dropout, self.generator, self.pool = window, dropout, generator, pool
 
     def memory(self, index: int, *shape: int) -> torch.Tensor:
-        """One of three matrices that all blocks share, one after the other: new memory costs when it is first used."""
+        """Return one of three matrices that all blocks reuse: the first use of new memory is slow."""
         return self.pool[index, : math.prod(shape)].view(shape)
 
     def unflatten(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -315,11 +332,11 @@ class _Block:
         hidden = scores.new_full((block_length, block_length), -torch.inf)
         scores[:, :, length - block_length :] += hidden.triu(1)
         if self.window is not None:
-            # Row r reaches back `window` keys; the block's first key is the farthest of its first row.
+            # Row r attends to `window` keys; the block's first key is the farthest of its first row.
             spare = block_length + self.window - 1 - length
             scores[:, :, :block_length] += hidden.tril(-1 - spare)
         if self.hidden_keys is not None:
-            # The lowest number rather than infinity: a row of padding, with no key to see, stays finite.
+            # The lowest number rather than infinity: a row of padding without any key stays finite.
             self.unflatten(scores).masked_fill_(self.hidden_keys, torch.finfo(scores.dtype).min)
 
         probabilities = torch.softmax(scores, -1, out=scores)
@@ -332,11 +349,11 @@ class _Block:
 
 
 def _blocks(query, key, value, table, hidden_keys, window, dropout, seed):
-    """The blocks of one call, in order: what each draws from the generator is the same whenever they are run."""
+    """Yield the blocks of one call, always in the same order, so that dropout draws the same random numbers again."""
     heads, batch, query_length, _ = query.shape
     reach = key.shape[2] if window is None else min(key.shape[2], window + BLOCK_QUERIES - 1)
     rows = batch * min(BLOCK_QUERIES, query_length)  # of the scores of one head
-    # A power of two and two sequences at least: cores share the products by sequence, as many for one as for another.
+    # A power of two, and at least two sequences: products are distributed over cores by sequence.
     fitting = BLOCK_BYTES // (rows * reach * query.element_size())
     group = min(max(1 << fitting.bit_length() >> 1, -(-2 // batch)), heads)
     generator = torch.Generator(query.device).manual_seed(seed.item()) if dropout else None
@@ -379,8 +396,10 @@ def blocked_relative_attention(
     Source: Huang et al. 2018, section 3.4; blocks and recomputation after Dao et al. 2022 (arXiv 2205.14135).
     """
     heads_first = [tensor.transpose(0, 1).contiguous() for tensor in (query * scaling, key, value)]  # [H, B, ·, D]
-    # Autocast would widen the softmax of every block to single precision and narrow it again for the next product.
-    with torch.autocast(query.device.type, enabled=False):
+    # Without autocast, which would convert the softmax of every block to single precision and back.
+    # The meta device has no autocast.
+    device = query.device.type if torch.amp.is_autocast_available(query.device.type) else "cpu"
+    with torch.autocast(device, enabled=False):
         output = _blocked_forward(
             *heads_first,
             band(relative_embeddings.to(query.dtype), key.shape[2]),
@@ -393,8 +412,29 @@ def blocked_relative_attention(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Faces for Transformers' attention interface
+# Transformers' attention interface
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def queries_end_the_keys(query_length: int, key_length: int, offset: int | torch.Tensor) -> bool:
+    """Whether the last query's own key is the last key; not with a static cache, which counts in a tensor."""
+    return isinstance(offset, int) and offset + query_length == key_length
+
+
+def takes_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    offset: int | torch.Tensor,
+    distances: torch.Tensor | None,
+) -> bool:
+    """Whether blocked attention and the kernels can compute a call: a causal one, with at most a mask of keys.
+
+    One query, a static cache, distances and 4D masks go through sdpa, where the bias is small or the pattern
+    arbitrary.
+    """
+    is_plain = distances is None and (attention_mask is None or attention_mask.ndim == 2)
+    return is_plain and query.shape[2] > 1 and queries_end_the_keys(query.shape[2], key.shape[2], offset)
 
 
 def blocked_attention_forward(
@@ -407,18 +447,12 @@ def blocked_attention_forward(
     dropout: float = 0.0,
     relative_embeddings: torch.Tensor | None = None,
     offset: int | torch.Tensor = 0,
+    distances: torch.Tensor | None = None,
     sliding_window: int | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """The default attention: blocks of queries where the pattern is plain, the bias through sdpa elsewhere.
-
-    Blocks need the pattern that `blocked_mask` vouches for by returning no mask or a mask of keys. One query at a
-    time, a static cache or a mask of the caller's own goes through sdpa, where the bias is small or the pattern free.
-    """
-    query_length, key_length = query.shape[2], key.shape[2]
-    plain_mask = attention_mask is None or attention_mask.ndim == 2
-    neighbours = isinstance(offset, int) and offset == key_length - query_length
-    if relative_embeddings is not None and query_length > 1 and plain_mask and neighbours:
+    """The default attention: in blocks if `takes_blocks`, otherwise as a bias through sdpa."""
+    if relative_embeddings is not None and takes_blocks(query, key, attention_mask, offset, distances):
         output = blocked_relative_attention(
             query, key, value, relative_embeddings, scaling, attention_mask, sliding_window, dropout
         )
@@ -426,29 +460,30 @@ def blocked_attention_forward(
 
     bias = None
     if relative_embeddings is not None:
-        bias = relative_logits(query * scaling, relative_embeddings.to(query.dtype), key_length, offset)
+        embeddings = relative_embeddings.to(query.dtype)
+        bias = relative_logits(query * scaling, embeddings, key.shape[2], offset, distances)
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=bias, **kwargs
     )
 
 
 def blocked_mask(*args, **kwargs) -> torch.Tensor | None:
-    """The mask for `blocked_attention_forward`: [B, K] or none for plain causal patterns, sdpa's own for all others.
+    """The mask for `blocked_attention_forward`: [B, K] or None if `takes_blocks` may hold, otherwise sdpa's.
 
-    Transformers forbids to skip the mask (`allow_is_causal_skip=False`) exactly when the pattern is more than causal,
-    windowed and padded: packed sequences, overlays, compiled decoding.
+    Transformers sets `allow_is_causal_skip=False` exactly when the pattern is more than causal, windowed and padded:
+    packed sequences, overlays, compiled decoding.
     """
     query_length, key_length = kwargs["q_length"], kwargs["kv_length"]
     query_offset, key_offset, key_mask = kwargs["q_offset"], kwargs["kv_offset"], kwargs["attention_mask"]
-    plain = kwargs.get("allow_is_causal_skip", True) and query_length > 1 and not torch.compiler.is_exporting()
-    # The length of a static cache is a tensor once it holds something, and exceeds what the queries reach.
-    neighbours = isinstance(query_offset, int) and query_offset + query_length == key_offset + key_length
-    if not (plain and neighbours):
+    is_plain = kwargs.get("allow_is_causal_skip", True) and query_length > 1 and not torch.compiler.is_exporting()
+    if not (is_plain and queries_end_the_keys(query_length, key_length, query_offset - key_offset)):
         return sdpa_mask(*args, **kwargs)
     if key_mask is None:
         return None
     key_mask = key_mask[:, key_offset:]
-    return None if not torch.compiler.is_compiling() and key_mask.all() else key_mask
+    # Values cannot be read while compiling or on the meta device.
+    is_readable = not torch.compiler.is_compiling() and key_mask.device.type != "meta"
+    return None if is_readable and key_mask.all() else key_mask
 
 
 BLOCKED = "blocked_relative"

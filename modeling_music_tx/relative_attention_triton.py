@@ -9,13 +9,13 @@ logits come from two products of its queries with T rows of the table:
     older[i, c] = query i · embedding of distance near + c        for the keys up to the diagonal, j <= i
     newer[i, c] = query i · embedding of distance near - T + c    for the keys after it, j > i
 
-Query i and key j want column `c = (i - j) mod T` of the one or the other, and the column alone says which: it is
-`older` where c <= i. So `merge` makes one T x T tile of the two and `turn` brings column c of row i to key j. Turning
-twice is doing nothing: the same function brings the gradient of the scores from keys back to distances.
+Query i and key j need column `c = (i - j) mod T` of one of them, and the column decides which: `older` where c <= i.
+So `merge` makes one T x T tile of the two and `unskew` brings column c of row i to key j. Turning twice is doing
+nothing: the same function brings the gradient of the scores from keys back to distances.
 
 One tile further along the keys, `near` has shrunk by T, and what was newer is older. A program that walks along the
 keys of its queries needs one new product a tile: the relative term costs `Q Kᵀ` once more, which is what its
-arithmetic asks for, and a turn. Beyond the table, where all distances share row 0, it costs one number per query.
+arithmetic needs, and an unskew. Beyond the table, where all distances share row 0, it costs one number per query.
 
 Source: Huang et al. 2018 (arXiv 1809.04281), section 3.4, for the skew; Dao et al. 2022 (arXiv 2205.14135) for the
 softmax on the way and the recomputation in the backward pass.
@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from .relative_attention import blocked_attention_forward, blocked_mask
+from .relative_attention import blocked_attention_forward, blocked_mask, operator_namespace, takes_blocks
 
 try:
     import triton
@@ -96,14 +96,14 @@ def _merge(older, newer, T: tl.constexpr):
 
 
 @triton.jit
-def _turn(tile, T: tl.constexpr):
+def _unskew(tile, T: tl.constexpr):
     """Brings column `(i - j) mod T` of row i to column j: from distances to keys, and from keys to distances; [T, T].
 
     Flattened, the gather reads shared memory, element by element and from where the accumulators of the products are
     to where they go. The 8 x 8 blocks, laid one after the other, put the 8 rows and 8 columns that a warp holds at a
-    time into different banks, before and after the turn. A gather of the tile as it is (`axis=1`) would go by warp
+    time into different banks, before and after. A gather of the tile as it is (`axis=1`) would go by warp
     shuffles, in a layout of its own: twice the shuffles and a trip through shared memory there and back. Compiled for
-    Hopper, a step of the forward pass is 520 to 740 instructions this way, 750 to 830 that way, 350 without a turn.
+    Hopper, a step of the forward pass is 520 to 740 instructions this way, 750 to 830 that way, 350 without.
     """
     rows = tl.arange(0, T)[:, None]
     columns = (rows - tl.arange(0, T)[None, :]) & (T - 1)
@@ -200,8 +200,8 @@ def _largest(configs, tensors, D_PADDED, **kwargs):
 
 @_tuned((32, 4, 2), (32, 8, 1), (64, 4, 1), (64, 4, 2), (64, 4, 3), (128, 8, 2))
 @triton.jit(do_not_specialize=LENGTHS)
-def _attend_kernel(
-    query, key, value, table, key_mask, seed, query_strides, key_strides, value_strides, output, log_sums,
+def _attention_fwd_kernel(
+    query, key, value, table, key_mask, seed, query_strides, key_strides, value_strides, output, lse,
     scale, window, Q, K, M, H, magnitude,
     D: tl.constexpr, D_PADDED: tl.constexpr, DROPOUT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
@@ -223,65 +223,66 @@ def _attend_kernel(
         key_mask += batch.to(tl.int64) * K
     if seed is not None:
         seed = tl.load(seed) + row
-    q = _load(_plane(query, query_strides, batch, head), queries, Q, query_strides[2], D, D_PADDED)
+    q = _load(_plane(query, query_strides, batch, head), queries, Q, query_strides[2], D, D_PADDED)  # [T, D_PADDED]
     far = tl.sum(q.to(tl.float32) * _load(table, tl.zeros((1,), tl.int32), M, D, D, D_PADDED).to(tl.float32), 1)
-    older = _dot(q, _load(table, _rows(reach - stops[1], M, T), M, D, D, D_PADDED).T)
+    older = _dot(q, _load(table, _rows(reach - stops[1], M, T), M, D, D, D_PADDED).T)  # [T, T]
 
     # A finite start: where nothing is seen, the largest logit is this one and every weight is zero.
     largest = tl.full((T,), -1e30, tl.float32)
     total = tl.zeros((T,), tl.float32)
-    gathered = tl.zeros((T, D_PADDED), tl.float32)
+    acc = tl.zeros((T, D_PADDED), tl.float32)  # [T, D_PADDED]
     for part in tl.static_range(3):  # far, near, diagonal
         for first_key in range(stops[part], stops[part + 1], T):
             near = reach - first_key
             keys = first_key + indices
-            logits = _dot(q, _load(key, keys, K, key_strides[2], D, D_PADDED).T)
+            logits = _dot(q, _load(key, keys, K, key_strides[2], D, D_PADDED).T)  # [T, T]
             if part == 0:
                 logits += far[:, None]
             else:
-                newer = _dot(q, _load(table, _rows(near - T, M, T), M, D, D, D_PADDED).T)
-                logits += _turn(_merge(older, newer, T), T)
+                newer = _dot(q, _load(table, _rows(near - T, M, T), M, D, D, D_PADDED).T)  # [T, T]
+                logits += _unskew(_merge(older, newer, T), T)
                 older = newer
             logits = _hide(logits, near + pairs, keys[None, :], key_mask, K, window, part == 2)
 
             larger = tl.maximum(largest, tl.max(logits, 1) * scale)
-            weights = tl.exp2(logits * scale - larger[:, None])
+            weights = tl.exp2(logits * scale - larger[:, None])  # [T, T]
             shrunk = tl.exp2(largest - larger)
             largest = larger
             total = total * shrunk + tl.sum(weights, 1)
             if seed is not None:
                 weights = tl.where(_kept(seed, queries, first_key, K, DROPOUT, T), weights, 0.0)
-            v = _load(value, keys, K, value_strides[2], D, D_PADDED)
-            gathered = _dot(weights.to(v.dtype), v, gathered * shrunk[:, None])
+            v = _load(value, keys, K, value_strides[2], D, D_PADDED)  # [T, D_PADDED]
+            acc = _dot(weights.to(v.dtype), v, acc * shrunk[:, None])  # [T, D_PADDED]
 
     # Where nothing is seen, the output is zero, and an infinite sum lets no gradient through.
     sees = total > 0
     total = tl.where(sees, total, 1.0)
-    gathered /= total[:, None] * (1 - DROPOUT)
+    acc /= total[:, None] * (1 - DROPOUT)
     strides = _new_strides(Q, H, D)
-    _store(_plane(output, strides, batch, head), gathered, queries, Q, strides[2], D, D_PADDED)
-    log_sum = tl.where(sees, largest + tl.log2(total), float("inf"))
-    tl.store(log_sums + row.to(tl.int64) * Q + queries, log_sum, mask=queries < Q)
+    _store(_plane(output, strides, batch, head), acc, queries, Q, strides[2], D, D_PADDED)
+    lse_tile = tl.where(sees, largest + tl.log2(total), float("inf"))
+    tl.store(lse + row.to(tl.int64) * Q + queries, lse_tile, mask=queries < Q)
 
 
 # The gradient of the table is a sum over all queries at one distance, which no walk along keys or queries keeps to
 # itself. Here every tile adds T rows to it in memory: as many additions as FlashAttention-2 makes for the gradient of
 # the queries, in vectors of four, spread over the whole table. A program that owned a range of distances would need
 # none and give the same bits in every run. But it would compute the scores and their gradient a third time, both of
-# two tiles to use half of each: 6 products and 2 turns for a tile, instead of 1 product and the additions; by the
+# two tiles to use half of each: 6 products and 2 unskews for a tile, instead of 1 product and the additions; by the
 # count of instructions half of the whole backward pass more. The other three gradients have the same bits every time.
 @_tuned((32, 4, 2), (32, 8, 1), (64, 4, 1), (64, 4, 2), (64, 8, 1), reset_to_zero=["grad_table"])
 @triton.jit(do_not_specialize=LENGTHS)
-def _query_gradients_kernel(
+def _attention_bwd_dq_kernel(
     query, key, value, table, key_mask, seed, query_strides, key_strides, value_strides,
-    grad_output, grad_strides, output, log_sums, grad_query, grad_table, deltas, far_sums,
+    grad_output, grad_strides, output, lse, grad_query, grad_table, deltas, far_sums,
     scale, window, Q, K, M, H, magnitude,
     D: tl.constexpr, D_PADDED: tl.constexpr, DROPOUT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Gradients of T queries and, added up, of the table, both still to be scaled; and two numbers per query.
 
-    The numbers are for `_key_gradients_kernel`: `deltas`, the product of an output with its gradient, and `far_sums`,
-    the `log_sums` less the relative term beyond the table.
+    The numbers are for `_attention_bwd_dkv_kernel`: `deltas`, the product of an output with its gradient, and
+        `far_sums`,
+    the `lse` less the relative term beyond the table.
     """
     program, tiles = tl.program_id(0), tl.cdiv(Q, T)
     row = program // tiles
@@ -301,55 +302,55 @@ def _query_gradients_kernel(
         key_mask += batch.to(tl.int64) * K
     if seed is not None:
         seed = tl.load(seed) + row
-    q = _load(_plane(query, query_strides, batch, head), queries, Q, query_strides[2], D, D_PADDED)
+    q = _load(_plane(query, query_strides, batch, head), queries, Q, query_strides[2], D, D_PADDED)  # [T, D_PADDED]
     grad = _load(_plane(grad_output, grad_strides, batch, head), queries, Q, grad_strides[2], D, D_PADDED)
     strides = _new_strides(Q, H, D)
-    out = _load(_plane(output, strides, batch, head), queries, Q, strides[2], D, D_PADDED)
+    out = _load(_plane(output, strides, batch, head), queries, Q, strides[2], D, D_PADDED)  # [T, D_PADDED]
     farthest = _load(table, tl.zeros((1,), tl.int32), M, D, D, D_PADDED).to(tl.float32)
     far = tl.sum(q.to(tl.float32) * farthest, 1)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
     numbers = row.to(tl.int64) * Q + queries
     # Queries after the last have an infinite sum, hence no weights and no gradients.
-    log_sum = tl.load(log_sums + numbers, mask=queries < Q, other=float("inf"))
+    lse_tile = tl.load(lse + numbers, mask=queries < Q, other=float("inf"))
     tl.store(deltas + numbers, delta, mask=queries < Q)
-    tl.store(far_sums + numbers, log_sum - far * scale, mask=queries < Q)
-    older = _dot(q, _load(table, _rows(reach - stops[1], M, T), M, D, D, D_PADDED).T)
+    tl.store(far_sums + numbers, lse_tile - far * scale, mask=queries < Q)
+    older = _dot(q, _load(table, _rows(reach - stops[1], M, T), M, D, D, D_PADDED).T)  # [T, T]
 
-    # Zeros in the layout of a product's result. The compiler leaves the turned gradients in it then, and need not
+    # Zeros in the layout of a product's result. The compiler leaves the unskewed gradients in it then, and need not
     # carry them through shared memory into another: a fifth of the loop.
     grad_newer = older * 0
     grad_far = tl.zeros((T,), tl.float32)
-    grad_q = tl.zeros((T, D_PADDED), tl.float32)
+    grad_q = tl.zeros((T, D_PADDED), tl.float32)  # [T, D_PADDED]
     for part in tl.static_range(3):  # far, near, diagonal
         for first_key in range(stops[part], stops[part + 1], T):
             near = reach - first_key
             keys = first_key + indices
-            k = _load(key, keys, K, key_strides[2], D, D_PADDED)
-            logits = _dot(q, k.T)
+            k = _load(key, keys, K, key_strides[2], D, D_PADDED)  # [T, D_PADDED]
+            logits = _dot(q, k.T)  # [T, T]
             if part == 0:
                 logits += far[:, None]
             else:
-                newer = _dot(q, _load(table, _rows(near - T, M, T), M, D, D, D_PADDED).T)
-                logits += _turn(_merge(older, newer, T), T)
+                newer = _dot(q, _load(table, _rows(near - T, M, T), M, D, D, D_PADDED).T)  # [T, T]
+                logits += _unskew(_merge(older, newer, T), T)
                 older = newer
             logits = _hide(logits, near + pairs, keys[None, :], key_mask, K, window, part == 2)
 
-            weights = tl.exp2(logits * scale - log_sum[:, None])
-            grad_weights = _dot(grad, _load(value, keys, K, value_strides[2], D, D_PADDED).T)
+            weights = tl.exp2(logits * scale - lse_tile[:, None])  # [T, T]
+            grad_weights = _dot(grad, _load(value, keys, K, value_strides[2], D, D_PADDED).T)  # [T, T]
             if seed is not None:
                 kept = _kept(seed, queries, first_key, K, DROPOUT, T)
                 grad_weights = tl.where(kept, grad_weights / (1 - DROPOUT), 0.0)
-            grad_logits = weights * (grad_weights - delta[:, None])
-            grad_q = _dot(grad_logits.to(q.dtype), k, grad_q)
+            grad_logits = weights * (grad_weights - delta[:, None])  # [T, T]
+            grad_q = _dot(grad_logits.to(q.dtype), k, grad_q)  # [T, D_PADDED]
             if part == 0:
                 grad_far += tl.sum(grad_logits, 1)
             else:
                 # What the tile before this one left for the same distances, and this one's share, in one product.
-                turned = _turn(grad_logits, T)
-                grad_older = _merge(turned, grad_newer, T).to(q.dtype)
-                grad_newer = turned
+                unskewed = _unskew(grad_logits, T)
+                grad_older = _merge(unskewed, grad_newer, T).to(q.dtype)
+                grad_newer = unskewed
                 rows = _rows(near, M, T)
-                grad_q = _dot(grad_older, _load(table, rows, M, D, D, D_PADDED), grad_q)
+                grad_q = _dot(grad_older, _load(table, rows, M, D, D, D_PADDED), grad_q)  # [T, D_PADDED]
                 places = grad_table + rows[:, None] * D + columns[None, :]
                 inside = (rows < M)[:, None] & (columns < D)[None, :]
                 tl.atomic_add(places, _dot(grad_older.T, q), mask=inside, sem="relaxed")
@@ -365,9 +366,9 @@ def _query_gradients_kernel(
 
 @_tuned((32, 4, 2), (32, 8, 1), (64, 4, 1), (64, 4, 2), (64, 8, 1))
 @triton.jit(do_not_specialize=LENGTHS)
-def _key_gradients_kernel(
+def _attention_bwd_dkv_kernel(
     query, key, value, table, key_mask, seed, query_strides, key_strides, value_strides,
-    grad_output, grad_strides, log_sums, grad_key, grad_value, deltas, far_sums,
+    grad_output, grad_strides, lse, grad_key, grad_value, deltas, far_sums,
     scale, window, Q, K, M, H, magnitude,
     D: tl.constexpr, D_PADDED: tl.constexpr, DROPOUT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
@@ -388,39 +389,39 @@ def _key_gradients_kernel(
         key_mask += batch.to(tl.int64) * K
     if seed is not None:
         seed = tl.load(seed) + row
-    k = _load(_plane(key, key_strides, batch, head), keys, K, key_strides[2], D, D_PADDED)
-    v = _load(_plane(value, value_strides, batch, head), keys, K, value_strides[2], D, D_PADDED)
+    k = _load(_plane(key, key_strides, batch, head), keys, K, key_strides[2], D, D_PADDED)  # [T, D_PADDED]
+    v = _load(_plane(value, value_strides, batch, head), keys, K, value_strides[2], D, D_PADDED)  # [T, D_PADDED]
 
-    grad_k = tl.zeros((T, D_PADDED), tl.float32)
-    grad_v = tl.zeros((T, D_PADDED), tl.float32)
+    grad_k = tl.zeros((T, D_PADDED), tl.float32)  # [T, D_PADDED]
+    grad_v = tl.zeros((T, D_PADDED), tl.float32)  # [T, D_PADDED]
     for part in tl.static_range(3):  # diagonal, near, far
         for first_query in range(stops[part], stops[part + 1], T):
             near = first_query - nearest
             queries = first_query + indices
             numbers = row.to(tl.int64) * Q + queries
-            q = _load(query, queries, Q, query_strides[2], D, D_PADDED)
-            logits = _dot(k, q.T)
+            q = _load(query, queries, Q, query_strides[2], D, D_PADDED)  # [T, D_PADDED]
+            logits = _dot(k, q.T)  # [T, T]
             if part == 2:
-                log_sum = tl.load(far_sums + numbers, mask=queries < Q, other=float("inf"))
+                lse_tile = tl.load(far_sums + numbers, mask=queries < Q, other=float("inf"))
             else:
-                log_sum = tl.load(log_sums + numbers, mask=queries < Q, other=float("inf"))
-                older = _dot(q, _load(table, _rows(near, M, T), M, D, D, D_PADDED).T)
-                newer = _dot(q, _load(table, _rows(near - T, M, T), M, D, D, D_PADDED).T)
-                logits += _turn(_merge(older, newer, T), T).T
+                lse_tile = tl.load(lse + numbers, mask=queries < Q, other=float("inf"))
+                older = _dot(q, _load(table, _rows(near, M, T), M, D, D, D_PADDED).T)  # [T, T]
+                newer = _dot(q, _load(table, _rows(near - T, M, T), M, D, D, D_PADDED).T)  # [T, T]
+                logits += _unskew(_merge(older, newer, T), T).T
             logits = _hide(logits, near + pairs, keys[:, None], key_mask, K, window, part == 0)
 
-            weights = tl.exp2(logits * scale - log_sum[None, :])
-            grad = _load(grad_output, queries, Q, grad_strides[2], D, D_PADDED)
-            grad_weights = _dot(v, grad.T)
+            weights = tl.exp2(logits * scale - lse_tile[None, :])  # [T, T]
+            grad = _load(grad_output, queries, Q, grad_strides[2], D, D_PADDED)  # [T, D_PADDED]
+            grad_weights = _dot(v, grad.T)  # [T, T]
             kept_weights = weights
             if seed is not None:
                 kept = _kept(seed, queries, first_key, K, DROPOUT, T).T
                 kept_weights = tl.where(kept, weights, 0.0)
                 grad_weights = tl.where(kept, grad_weights / (1 - DROPOUT), 0.0)
-            grad_v = _dot(kept_weights.to(grad.dtype), grad, grad_v)
+            grad_v = _dot(kept_weights.to(grad.dtype), grad, grad_v)  # [T, D_PADDED]
             delta = tl.load(deltas + numbers, mask=queries < Q, other=0.0)
-            grad_logits = weights * (grad_weights - delta[None, :])
-            grad_k = _dot(grad_logits.to(q.dtype), q, grad_k)
+            grad_logits = weights * (grad_weights - delta[None, :])  # [T, T]
+            grad_k = _dot(grad_logits.to(q.dtype), q, grad_k)  # [T, D_PADDED]
 
     grad_k *= scale * LN_2
     grad_v /= 1 - DROPOUT
@@ -430,7 +431,7 @@ def _key_gradients_kernel(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Faces for PyTorch
+# PyTorch operators and autograd
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -442,7 +443,7 @@ def _new(like):
 
 # As operators of PyTorch the launches are one node each to `torch.compile`, which looks no further. A model from the
 # Hub brings a copy of this file: an operator registered twice under one name would take the first from its users.
-OPERATORS = __name__.replace(".", "_")
+OPERATORS = operator_namespace(__name__)
 
 
 @torch.library.custom_op(f"{OPERATORS}::attend", mutates_args=())
@@ -457,11 +458,11 @@ def _attend(
     window: int | None,
     dropout: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arguments as for `TritonRelativeAttention`; the output [B, H, Q, D] and its `log_sums` [B, H, Q]."""
+    """Arguments as for `TritonRelativeAttention`; the output [B, H, Q, D] and its `lse` [B, H, Q]."""
     inputs = (query, key, value, table, key_mask, seed)
-    output, log_sums = _outputs(*inputs)
-    _launch(_attend_kernel, query.shape[2], inputs, (output, log_sums), scaling, window, dropout)
-    return output, log_sums
+    output, lse = _outputs(*inputs)
+    _launch(_attention_fwd_kernel, query.shape[2], inputs, (output, lse), scaling, window, dropout)
+    return output, lse
 
 
 @_attend.register_fake
@@ -478,7 +479,7 @@ def _differentiate(
     key_mask: torch.Tensor | None,
     seed: torch.Tensor | None,
     output: torch.Tensor,
-    log_sums: torch.Tensor,
+    lse: torch.Tensor,
     grad_output: torch.Tensor,
     scaling: float,
     window: int | None,
@@ -488,13 +489,13 @@ def _differentiate(
     inputs = (query, key, value, table, key_mask, seed)
     grad_query, grad_key, grad_value, _ = gradients = _gradients(*inputs)
     grad_table = torch.zeros_like(table, dtype=torch.float32)
-    deltas, far_sums = torch.empty_like(log_sums), torch.empty_like(log_sums)
+    deltas, far_sums = torch.empty_like(lse), torch.empty_like(lse)
     grad = (grad_output, grad_output.stride())
 
-    tensors = (*grad, output, log_sums, grad_query, grad_table, deltas, far_sums)
-    _launch(_query_gradients_kernel, query.shape[2], inputs, tensors, scaling, window, dropout)
-    tensors = (*grad, log_sums, grad_key, grad_value, deltas, far_sums)
-    _launch(_key_gradients_kernel, key.shape[2], inputs, tensors, scaling, window, dropout)
+    tensors = (*grad, output, lse, grad_query, grad_table, deltas, far_sums)
+    _launch(_attention_bwd_dq_kernel, query.shape[2], inputs, tensors, scaling, window, dropout)
+    tensors = (*grad, lse, grad_key, grad_value, deltas, far_sums)
+    _launch(_attention_bwd_dkv_kernel, key.shape[2], inputs, tensors, scaling, window, dropout)
     return *gradients[:3], grad_table.mul_(scaling).to(table.dtype)
 
 
@@ -536,8 +537,8 @@ class TritonRelativeAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, table, key_mask, seed, scaling, window, dropout):
         """Arguments as for `triton_relative_attention`; `seed` [1] where there is dropout."""
         inputs = (query, key, value, table, key_mask, seed)
-        output, log_sums = _attend(*inputs, scaling, window, dropout)
-        ctx.save_for_backward(*inputs, output, log_sums)
+        output, lse = _attend(*inputs, scaling, window, dropout)
+        ctx.save_for_backward(*inputs, output, lse)
         ctx.settings = (scaling, window, dropout)
         return output
 
@@ -554,8 +555,8 @@ def _in_rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _hindrance(query: torch.Tensor) -> str | None:
-    """What keeps the kernels from a query, to be read after their name; `None` where they can have it."""
+def _unsupported_reason(query: torch.Tensor) -> str | None:
+    """Why the kernels cannot compute a query, as the end of a sentence about them; None if they can."""
     if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"compute in float16, bfloat16 and float32, not in {query.dtype}"
     if query.shape[-1] > 128:
@@ -604,8 +605,8 @@ def triton_relative_attention(
     Raises:
         ValueError: if the kernels cannot run on the device, or have no tiles for the dtype or the head dimension.
     """
-    if hindrance := _hindrance(query):
-        raise ValueError(f"The Triton kernels {hindrance}; use blocked_relative_attention.")
+    if reason := _unsupported_reason(query):
+        raise ValueError(f"The Triton kernels {reason}; use blocked_relative_attention.")
     # The bits of the dropout stay on the device: no kernel waits for a number to come to Python.
     seed = torch.randint(2**62, (1,), device=query.device) if dropout else None
     return TritonRelativeAttention.apply(
@@ -620,7 +621,7 @@ def triton_relative_attention(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Face for Transformers' attention interface
+# Transformers' attention interface
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -634,23 +635,20 @@ def triton_attention_forward(
     dropout: float = 0.0,
     relative_embeddings: torch.Tensor | None = None,
     offset: int | torch.Tensor = 0,
+    distances: torch.Tensor | None = None,
     sliding_window: int | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """The kernels where they can run and the pattern is plain, `blocked_attention_forward` elsewhere.
-
-    Plain is what `blocked_attention_forward` takes for it: more than one query, at the end of the keys, under no mask
-    or a mask of keys.
-    """
-    plain = query.shape[2] > 1 and (attention_mask is None or attention_mask.ndim == 2)
-    neighbours = isinstance(offset, int) and offset == key.shape[2] - query.shape[2]
-    if relative_embeddings is not None and plain and neighbours and not _hindrance(query):
+    """The kernels if they support the device and `takes_blocks`, otherwise `blocked_attention_forward`."""
+    is_plain = relative_embeddings is not None and takes_blocks(query, key, attention_mask, offset, distances)
+    if is_plain and not _unsupported_reason(query):
         output = triton_relative_attention(
             query, key, value, relative_embeddings, scaling, attention_mask, sliding_window, dropout
         )
         return output.transpose(1, 2), None  # [B, Q, H, D]
 
-    kwargs.update(relative_embeddings=relative_embeddings, offset=offset, sliding_window=sliding_window)
+    kwargs.update(relative_embeddings=relative_embeddings, offset=offset, distances=distances)
+    kwargs.update(sliding_window=sliding_window)
     return blocked_attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
 
 

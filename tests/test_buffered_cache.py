@@ -140,18 +140,40 @@ def test_what_is_kept_is_copied_once_in_many_tokens(window, copies):
     assert len(buffers) <= copies
     assert rows[0, 0, :, 0].tolist() == list(range(1000 - rows.shape[2], 1000))
     assert rows.shape[2] == (window or 1000)
-    assert buffer.shape[2] <= 1.5 * (rows.shape[2] + 1)
+    assert buffer.tensor.shape[2] <= 1.5 * (rows.shape[2] + 1)
+
+
+@torch.no_grad()
+def test_what_was_returned_never_changes_when_branches_crops_and_returned_rows_go_on(layers):
+    for seed, length in enumerate((4, 1, 1)):
+        update_both(layers, length, seed)
+    returned = [[layer.keys, layer.values] for layer in layers]
+    before = [[rows.clone() for rows in pair] for pair in returned]
+    branches = [[copy.copy(layer) for layer in layers] for _ in range(2)]
+    for seed, branch in enumerate(branches):
+        for length in (1, 2, 1):
+            update_both(branch, length, 10 * seed + length)
+    for seed, branch in enumerate(branches):
+        update_both(branch, 1, 90 + seed)
+    for layer, pair in zip(layers, returned, strict=True):
+        layer.keys, layer.values = (rows[:, :, :-1] for rows in pair)
+    update_both(layers, 1, 99)
+    for pair, kept in zip(returned, before, strict=True):
+        assert all(torch.equal(rows, same) for rows, same in zip(pair, kept, strict=True))
 
 
 @pytest.mark.parametrize(("window", "kind"), [(None, BufferedLayer), (WINDOW, BufferedSlidingWindowLayer)])
 @torch.no_grad()
-def test_generate_uses_it_without_being_asked(window, kind):
+def test_generate_and_the_model_create_it_and_leave_a_cache_of_the_caller_as_it_is(window, kind):
     config = MusicTxConfig(
         vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, sliding_window=window
     )
     model = MusicTxForCausalLM(config).eval()
     prompt = torch.randint(3, 40, (2, 5), generator=torch.Generator().manual_seed(0))
-    for past in (None, DynamicCache(config=config)):
-        output = model.generate(prompt, past_key_values=past, max_new_tokens=30, return_dict_in_generate=True)
-        assert [type(layer) for layer in output.past_key_values.layers] == [kind, kind]
+    output = model.generate(prompt, max_new_tokens=30, return_dict_in_generate=True)
+    assert [type(layer) for layer in output.past_key_values.layers] == [kind, kind]
     assert type(model(prompt, use_cache=True).past_key_values.layers[0]) is kind
+    given = DynamicCache(config=config)
+    kinds = [type(layer) for layer in given.layers]
+    model.generate(prompt, past_key_values=given, max_new_tokens=30)
+    assert [type(layer) for layer in given.layers] == kinds

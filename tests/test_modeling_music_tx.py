@@ -7,7 +7,15 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, StaticCache
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    DynamicCache,
+    StaticCache,
+    Trainer,
+    TrainingArguments,
+)
 
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM, MusicTxModel
 from modeling_music_tx import relative_attention as attention
@@ -340,3 +348,71 @@ print(json.dumps(model.generate(ids, max_new_tokens=8, do_sample=False, eos_toke
     expected = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert json.loads(result.stdout.splitlines()[-1]) == expected.tolist()
     assert not [path.name for path in (tmp_path / "saved").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+# What libraries around the model need
+
+
+def small(**fields):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_relative_distance": 16}
+    return MusicTxForCausalLM(MusicTxConfig(vocab_size=40, intermediate_size=32, **shape | fields)).eval()
+
+
+def test_every_linear_layer_is_of_the_type_that_quantizers_replace():
+    linears = [module for module in small().modules() if isinstance(module, torch.nn.Linear)]
+    assert len(linears) == 9
+    assert {type(module) for module in linears} == {torch.nn.Linear}
+
+
+@pytest.mark.parametrize("name", ["my_kernels/flash", "vllm", "paged|sdpa", "flash_attention_2"])
+def test_attention_that_would_ignore_the_relative_term_is_refused(name):
+    model = small()
+    model.config._attn_implementation = name
+    with pytest.raises(ValueError, match="takes no bias that depends on the query"):
+        model(torch.tensor([[1, 2, 3]]))
+
+
+def test_continuous_batching_is_refused_rather_than_answered_with_nothing():
+    with pytest.raises(ValueError, match="paged attention"):
+        small().generate_batch([[1, 2, 3]])
+
+
+def test_a_forward_pass_runs_on_the_meta_device():
+    with torch.device("meta"):
+        model = small()
+        ids = torch.ones(2, 12, dtype=torch.long)
+        assert model(ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 12, 40)
+
+
+def test_tokens_can_be_classified_one_by_one():
+    config = MusicTxConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_labels=5)
+    outputs = AutoModelForTokenClassification.from_config(config)(
+        torch.tensor([[1, 2, 3]]), labels=torch.tensor([[0, 4, 1]])
+    )
+    assert outputs.logits.shape == (1, 3, 5)
+    outputs.loss.backward()
+
+
+def test_trainer_shifts_the_labels_for_label_smoothing(tmp_path):
+    model = small()
+    ids = torch.randint(3, 40, (2, 12), generator=torch.Generator().manual_seed(0))
+    arguments = TrainingArguments(tmp_path, label_smoothing_factor=1e-6, report_to="none", use_cpu=True)
+    trainer = Trainer(model, arguments)
+    smoothed = trainer.compute_loss(model, {"input_ids": ids, "labels": ids})
+    assert smoothed.item() == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-3)
+
+
+def test_left_padding_takes_no_sinusoidal_positions():
+    model = small(max_relative_distance=0, position_embedding="sinusoidal")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    padded, mask = torch.tensor([[0, 0, 5, 6, 7, 8]]), torch.tensor([[0, 0, 1, 1, 1, 1]])
+    torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 2:], model(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["my model", "modèle", "a+b", "o'hara", "x (1)", "1st", "a-b.c"])
+def test_operators_have_a_valid_namespace_in_a_folder_of_any_name(name):
+    module = f"transformers_modules.{name}.relative_attention"
+    assert attention.operator_namespace(module).isidentifier()
+    assert attention.operator_namespace(module) != attention.operator_namespace(module.replace(name, "other"))
+    assert attention.operator_namespace("a b") != attention.operator_namespace("a+b")

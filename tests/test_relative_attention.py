@@ -97,14 +97,18 @@ def test_blocks_with_window_and_padding_equal_the_double_loop_with_gradients(win
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("kind", ["number", "tensor", "positions"])
+@pytest.mark.parametrize("kind", ["number", "tensor", "distances"])
 def test_the_bias_of_visible_pairs_is_query_times_embedding(case, kind):
     batch, heads, queries, keys, distances = case
     query, _, _, embeddings = inputs(batch, heads, queries, keys, 4, distances)
     offset = keys - queries
     pairs = attention.pairwise_distances(queries, keys, offset, "cpu")
-    given = {"number": offset, "tensor": torch.tensor(offset), "positions": pairs[None]}[kind]
-    bias = attention.relative_logits(query, embeddings, keys, given)
+    given = {
+        "number": {"offset": offset},
+        "tensor": {"offset": torch.tensor(offset)},
+        "distances": {"distances": pairs[None]},
+    }
+    bias = attention.relative_logits(query, embeddings, keys, **given[kind])
     rows = distances - 1 - pairs.clamp(0, distances - 1)
     expected = torch.einsum("bhqd,hqkd->bhqk", query, embeddings[:, rows])
     visible = pairs >= 0
