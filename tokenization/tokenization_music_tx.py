@@ -30,14 +30,33 @@ from .token_expansion import NO_WORDS, TokenExpansion
 # Checked before anything fails in another version with a less clear error.
 require_version("transformers>=5.20,<6", 'Try: pip install "transformers>=5.20,<6"')
 
+# `generate(stop_strings=...)` encodes this word to see how the tokenizer joins tokens. It is no token, so it gets an
+# id outside the vocabulary, for this purpose only.
+STOP_STRINGS_PREFIX, STOP_STRINGS_PREFIX_ID = "abcdef", -(2**31)
+
+
+class FileEncoding(BatchEncoding):
+    """What a call with a path returns: it refuses to be the prompt of `pipeline("text-generation")`."""
+
+    def __setitem__(self, name, value):
+        # That pipeline takes its prompt for text, and would return the path with tokens appended.
+        if name == "prompt_text":
+            raise ValueError(f'{value!r} is a path; use pipeline("midi-generation"), or give tokens as text.')
+        super().__setitem__(name, value)
+
 
 class MusicTxTokenizer(PreTrainedTokenizer):
     """Music in, ids out, and back.
 
-    Call it with a path, the bytes of a MIDI file, a `symusic.Score`, ids, or a list of these: it gives `input_ids`
-    (BOS, then the music) and `attention_mask`, padded, truncated and as tensors if asked to. Melodic tracks are merged
-    for the piano and drums are left out; the sustain pedal is folded into the notes; any tempo map is honoured, for
-    time is seconds. `to_score` turns any ids back into a score. Batches are padded on the left, as `generate` wants.
+    Call it with a path, the bytes of a MIDI file, a `symusic.Score`, ids, text, or a list of these: it gives
+    `input_ids` (BOS, then the music) and `attention_mask`, padded, truncated and as tensors if asked to. Melodic
+    tracks are merged for the piano and drums are left out; the sustain pedal is folded into the notes; any tempo map
+    is honoured, for time is seconds. `to_score` turns any ids back into a score. Batches are padded on the left, as
+    `generate` wants.
+
+    A string is text if it is made of tokens of this vocabulary alone, as `decode` writes them: `"NoteOn_60
+    TimeShift_50 NoteOff_60"`, the spaces optional. Any other string is a path, and a `pathlib.Path` always is. Text
+    that begins with BOS gets no second one.
 
     That is the paper's encoding. `from_miditok` puts the same face on a tokenizer of MidiTok's own, which then decides
     about pedals, tempos and drums by its configuration; tracks are merged only where it would make a stream of each.
@@ -172,8 +191,43 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         """Return the id of every token, the added ones included."""
         return self._vocab | self._added_tokens_encoder
 
+    def tokenize(self, text, **kwargs) -> list[str]:
+        """Return the tokens of a text, or of any other music that the tokenizer can be called with, without BOS.
+
+        Args:
+            text: As for a call, but not a list.
+            **kwargs: As for every tokenizer of Transformers.
+
+        Returns:
+            The tokens.
+        """
+        tokens = self._split_text(text, **kwargs) if isinstance(text, str) else None
+        return self.convert_ids_to_tokens(self._to_ids(text)) if tokens is None else tokens
+
+    def _split_text(self, text: str, **kwargs) -> list[str] | None:
+        """Return the tokens of a text; None if it has a part that is no token, and is a path therefore."""
+        tokens = super().tokenize(text, **kwargs)
+        known = (token in self._vocab or token in self._added_tokens_encoder for token in tokens)
+        return tokens if tokens and all(known) else None
+
     def _tokenize(self, text: str) -> list[str]:
-        return text.split()
+        tokens = []
+        for word in text.split():
+            tokens += [word] if word in self._vocab else self._split_word(word)
+        return tokens
+
+    def _split_word(self, word: str) -> list[str]:
+        """Split tokens without spaces between them, as where a continuation was appended to its prompt."""
+        longest = max(map(len, self._vocab))
+        tokens, start = [], 0
+        while start < len(word):
+            parts = (word[start : start + length] for length in range(longest, 0, -1))
+            token = next((part for part in parts if part in self._vocab), None)
+            if token is None:
+                return [word]
+            tokens.append(token)
+            start += len(token)
+        return tokens
 
     def _convert_token_to_id(self, token: str) -> int:
         if token not in self._vocab:
@@ -182,6 +236,8 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         return self._vocab[token]
 
     def _convert_id_to_token(self, index: int) -> str:
+        if index == STOP_STRINGS_PREFIX_ID:
+            return STOP_STRINGS_PREFIX
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"{index} is no id of this vocabulary; its ids are 0 to {len(self) - 1}.")
         return self._expansion.tokens[index]
@@ -190,10 +246,19 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         # Ours is to turn music into ids; padding, truncation and tensors are the library's.
         if text_pair is not None:
             raise ValueError("MusicTxTokenizer takes no pairs of pieces; for a batch, give a list.")
-        return super()._encode_plus(self._to_ids(text), **kwargs)
+        if kwargs.pop("is_split_into_words", False):
+            text = [" ".join(words) for words in text] if isinstance(text[0], (list, tuple)) else " ".join(text)
+        is_path = isinstance(text, str) and self._split_text(text) is None
+        encoded = super()._encode_plus(self._to_ids(text, kwargs.get("add_special_tokens", True)), **kwargs)
+        return FileEncoding(encoded.data) if is_path else encoded
 
-    def _to_ids(self, music) -> list:
-        """Return the ids of a piece, or for a list of pieces the list of their ids."""
+    def _to_ids(self, music, adds_bos: bool = False) -> list:
+        """Return the ids of a piece, or for a list of pieces the list of their ids.
+
+        Args:
+            music: As for a call.
+            adds_bos: Whether BOS will be put before them, so that text which begins with it leaves it out.
+        """
         if hasattr(music, "tolist"):  # an array or a tensor
             music = music.tolist()
         if isinstance(music, (list, tuple)):
@@ -201,7 +266,21 @@ class MusicTxTokenizer(PreTrainedTokenizer):
                 raise ValueError("An empty list holds no music; BOS alone is [tokenizer.bos_token_id].")
             if all(isinstance(id_, (int, np.integer)) for id_ in music):
                 return np.asarray(music).tolist()
-            return [self._to_ids(piece) for piece in music]
+            return [self._to_ids(piece, adds_bos) for piece in music]
+        if isinstance(music, str):
+            tokens = self._split_text(music)
+            if tokens is not None:
+                begins = adds_bos and tokens[:1] == [self.bos_token]
+                return self.convert_tokens_to_ids(tokens[1:] if begins else tokens)
+            if not os.path.exists(music):  # noqa: PTH110 Path.exists raises for a text longer than a file name
+                if music == STOP_STRINGS_PREFIX:
+                    return [STOP_STRINGS_PREFIX_ID]
+                if not music.strip():
+                    raise ValueError("An empty string holds no music; BOS alone is [tokenizer.bos_token_id].")
+                words = self._tokenize(music)
+                if words[0] in self._vocab:
+                    # Text with a mistake in it: name the word rather than a file of this name.
+                    self.convert_tokens_to_ids(words)
         score, kind = self._read(music), type(self.miditok).__name__
         try:
             sequences = self.miditok.encode(score)
