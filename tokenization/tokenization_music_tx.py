@@ -24,6 +24,7 @@ from transformers.utils.versions import require_version
 from .encodings import SOUNDING, beats_of_tokens, find_encoding, transpose_tokens
 from .performance import MAX_STEPS, STEPS_PER_SECOND
 from .performance_encoding import Performance
+from .pipeline_music_tx import CUSTOM_PIPELINES
 from .single_stream import SingleStream
 from .token_expansion import NO_WORDS, TokenExpansion
 
@@ -374,6 +375,28 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         else:
             single = transpose_tokens(self.miditok, single, semitones)
         return np.concatenate([head, self._expansion.merge(single, word_starts), tail]).astype(ids.dtype)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> tuple[str, ...]:
+        """Save vocabulary, settings and code, that of `pipeline("midi-generation")` included.
+
+        A causal model that has been saved to the same folder gets the pipeline's entry in its `config.json`.
+
+        Args:
+            save_directory: A folder, made if need be.
+            *args: As for every tokenizer of Transformers.
+            **kwargs: Likewise.
+
+        Returns:
+            The paths of the files.
+        """
+        path = Path(save_directory, "config.json")
+        if path.is_file() and self._auto_class is not None:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            is_causal = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
+            if is_causal and "custom_pipelines" not in config:
+                config["custom_pipelines"] = CUSTOM_PIPELINES
+                path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Write MidiTok's description of the encoding, as it was read.
