@@ -120,7 +120,7 @@ def _likelihood(measured: dict) -> list[str]:
         ]
         for split, its in measured["likelihood"].items()
     ]
-    names = ["split", "nats per token", "per note", "per second of music", "guessed at once", "tokens"]
+    names = ["split", "nats per token", "per note", "per second of music", "top-1 accuracy", "tokens"]
     return [
         "## Likelihood",
         f"Of whole splits, each token predicted once, in windows of {measured['settings']['length']} tokens.",
@@ -135,7 +135,7 @@ def _music(measured: dict) -> list[str]:
             spell(name),
             *(
                 f"{mean:.3g} ± {deviation:.2g}"
-                for mean, deviation in (its[name] for its in measured["statistics"].values())
+                for mean, deviation in (of_set[name] for of_set in measured["statistics"].values())
             ),
         ]
         for name in measured["statistics"]["model"]

@@ -48,7 +48,7 @@ class Repository:
 class LoopbackHub(ThreadingHTTPServer):
     """The server; use it as a context manager.
 
-    `trouble` is a list of `[part of the path, answer, how often]`: as often as it says, requests whose method and path
+    `faults` is a list of `[part of the path, answer, how often]`: as often as it says, requests whose method and path
     hold the part get that status, or with the answer "cut" lose their connection in the middle of the body. What has
     happened stands in `requests`, as method and path.
     """
@@ -61,7 +61,7 @@ class LoopbackHub(ThreadingHTTPServer):
         self.repositories = {}
         self.large_files = {}
         self.requests = []
-        self.trouble = []
+        self.faults = []
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -90,10 +90,10 @@ class LoopbackHub(ThreadingHTTPServer):
         """How many requests there were with this in their method and path."""
         return sum(part in request for request in self.requests)
 
-    def next_trouble(self, request: str) -> int | str | None:
+    def next_fault(self, request: str) -> int | str | None:
         """What is to go wrong with a request, counting it down."""
         with self.lock:
-            for entry in self.trouble:
+            for entry in self.faults:
                 if entry[0] in request and entry[2] > 0:
                     entry[2] -= 1
                     return entry[1]
@@ -121,16 +121,16 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.server, self.path.split("?")[0]
         request = f"{self.command} {path}"
         hub.requests.append(request)
-        trouble = hub.next_trouble(request)
+        fault = hub.next_fault(request)
         length = int(self.headers.get("Content-Length", 0))
-        if trouble == "cut":
+        if fault == "cut":
             self.rfile.read(length // 2)
             self.close_connection = True
             self.connection.close()
             return None
         self.body = self.rfile.read(length)
-        if trouble:
-            return self.refuse(trouble)
+        if fault:
+            return self.refuse(fault)
         allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
         if self.command == "PUT":
             # The address itself is the permission, as with the storage behind the Hub.

@@ -93,7 +93,7 @@ def test_publishing_again_sends_no_file_and_makes_no_commit(hub, folder, tmp_pat
     [(401, "hf auth login"), (403, "write permission"), (404, "not found"), (500, "try again later")],
 )
 def test_a_refusal_ends_in_one_line_that_says_what_to_do_and_hides_the_token(hub, folder, tmp_path, status, word):
-    hub.trouble.append(["", status, 100])
+    hub.faults.append(["", status, 100])
     run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
@@ -105,7 +105,7 @@ def test_a_refusal_ends_in_one_line_that_says_what_to_do_and_hides_the_token(hub
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "fault",
     [
         ["/create", 429, 2],
         ["/create", 503, 1],
@@ -117,18 +117,18 @@ def test_a_refusal_ends_in_one_line_that_says_what_to_do_and_hides_the_token(hub
     ],
     ids=str,
 )
-def test_a_busy_hub_and_a_cut_connection_are_tried_again(hub, folder, tmp_path, trouble):
-    hub.trouble.append(trouble)
+def test_a_busy_hub_and_a_cut_connection_are_tried_again(hub, folder, tmp_path, fault):
+    hub.faults.append(fault)
     run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne", "--revision", "nightly")
     assert run.returncode == 0, run.stderr
-    assert trouble[2] == 0
+    assert fault[2] == 0
     assert run.stderr == ""
     assert hub.repositories["someone/nocturne"].files("nightly") == held_by(folder)
 
 
 @pytest.mark.parametrize(("status", "word"), [(409, "changed elsewhere"), (429, "too many requests")])
 def test_a_hub_that_stays_busy_is_given_up_in_one_line(hub, folder, tmp_path, status, word):
-    hub.trouble.append(["/commit/" if status == 409 else "/create", status, 100])
+    hub.faults.append(["/commit/" if status == 409 else "/create", status, 100])
     run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
@@ -136,7 +136,7 @@ def test_a_hub_that_stays_busy_is_given_up_in_one_line(hub, folder, tmp_path, st
 
 
 def test_an_upload_that_failed_is_taken_up_where_it_was(hub, folder, tmp_path):
-    hub.trouble.append(["/commit/", 403, 1])
+    hub.faults.append(["/commit/", 403, 1])
     assert run_publish(hub.environment(tmp_path), folder, "someone/nocturne").returncode == 2
     assert hub.count("PUT /storage") == 2
     assert run_publish(hub.environment(tmp_path), folder, "someone/nocturne").returncode == 0
@@ -147,7 +147,7 @@ def test_an_upload_that_failed_is_taken_up_where_it_was(hub, folder, tmp_path):
 def test_the_token_is_in_no_output_and_no_file(hub, folder, tmp_path):
     environment = hub.environment(tmp_path / "home", HF_DEBUG="1")
     runs = [run_publish(environment, folder, "someone/nocturne")]
-    hub.trouble.append(["/preupload/", 403, 1])
+    hub.faults.append(["/preupload/", 403, 1])
     runs.append(run_publish(environment, folder, "someone/nocturne"))
     assert [run.returncode for run in runs] == [0, 2]
     assert not any(TOKEN in run.stdout + run.stderr for run in runs)

@@ -56,7 +56,7 @@ def tiles(*sizes):
 
     from modeling_music_tx import relative_attention_triton as module
 
-    tuners = module._attend_kernel, module._query_gradients_kernel, module._key_gradients_kernel
+    tuners = module._attention_fwd_kernel, module._attention_bwd_dq_kernel, module._attention_bwd_dkv_kernel
     with pytest.MonkeyPatch.context() as patch:
         for tuner, size in zip(tuners, sizes, strict=True):
             patch.setattr(tuner, "configs", [triton.Config({"T": size})])

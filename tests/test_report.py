@@ -104,7 +104,7 @@ def test_samples_were_looked_for_in_the_training_split(measured):
     found = measured["originality"]
     assert found["found"].keys() == {"1.mid", "2.mid", "3.mid"}
     assert found["pieces"] == 4
-    assert not any(its["is_copy"] for its in found["found"].values())
+    assert not any(piece["is_copy"] for piece in found["found"].values())
 
 
 def test_a_sample_that_is_a_training_piece_is_called_a_copy(corpus, make_score, tmp_path):
@@ -114,7 +114,7 @@ def test_a_sample_that_is_a_training_piece_is_called_a_copy(corpus, make_score, 
     for seed, path in zip((2, 99), paths, strict=True):
         tokenizer.to_score(tokenizer(make_score(seed))["input_ids"]).dump_midi(path)
     found = report.measure_originality(paths, index, tmp_path / "passages")
-    assert [its["is_copy"] for its in found["found"].values()] == [True, False]
+    assert [piece["is_copy"] for piece in found["found"].values()] == [True, False]
     (line,) = found["lines"]
     assert line.startswith("copy.mid: COPY")
     assert (tmp_path / "passages" / "copy-training.mid").exists()
