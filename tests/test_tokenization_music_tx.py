@@ -251,6 +251,17 @@ def test_an_unknown_token_and_an_unknown_id_are_named():
         TOKENIZER.convert_ids_to_tokens(391)
 
 
+@pytest.mark.parametrize("wrong", [391, -1, 2**70])
+def test_ids_outside_the_vocabulary_are_refused_when_encoded_and_decoded(wrong):
+    for call in (TOKENIZER, TOKENIZER.decode):
+        with pytest.raises(ValueError, match=f"{wrong} is no id of this vocabulary; its ids are 0 to 390"):
+            call([1, wrong, 5])
+    with pytest.raises(ValueError, match="is no id"):
+        TOKENIZER([[5], np.array([wrong], dtype=object)])
+    # Only a score leaves them out, for a model with a larger vocabulary may generate them.
+    assert TOKENIZER.to_score([63, wrong, 308]) == TOKENIZER.to_score([63, 308])
+
+
 def test_text_becomes_tokens_and_tokens_become_text(piece):
     text = TOKENIZER.decode([1, *piece])
     assert text.startswith("BOS_None Velocity_")

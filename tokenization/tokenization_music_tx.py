@@ -266,6 +266,9 @@ class MusicTxTokenizer(PreTrainedTokenizer):
             if not music:
                 raise ValueError("An empty list holds no music; BOS alone is [tokenizer.bos_token_id].")
             if all(isinstance(id_, (int, np.integer)) for id_ in music):
+                if not 0 <= min(music) <= max(music) < len(self):
+                    wrong = next(id_ for id_ in music if not 0 <= id_ < len(self))
+                    raise ValueError(f"{wrong} is no id of this vocabulary; its ids are 0 to {len(self) - 1}.")
                 return np.asarray(music).tolist()
             return [self._to_ids(piece, adds_bos) for piece in music]
         if isinstance(music, str):
