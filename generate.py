@@ -1,7 +1,7 @@
 """Generate piano music: a MIDI file, its sound and its piano roll for each sample.
 
     python generate.py                                    30 seconds from nothing, by the shipped model
-    python generate.py --prompt mine.mid --num_samples 4  four continuations of the first ten seconds of a file
+    python generate.py mine.mid --num_samples 4           four continuations of the first ten seconds of a file
     python generate.py --seconds 3600 --stream            an hour of music, each note printed when it has ended
 
 This script handles flags and files; `tokenization.generate_music` generates. A mistake of the user ends in one line
@@ -9,20 +9,27 @@ and exit code 2 and leaves nothing half-written. Ctrl-C ends the generation earl
 """
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import platform
 import secrets
 import shlex
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 SHIPPED_MODEL = Path(__file__).parent / "checkpoints" / "maestro-small"
 
@@ -38,6 +45,22 @@ def fail(message):
     """Exit with one line on stderr and code 2."""
     print(f"generate.py: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def say(line):
+    """Print a line; return False if nobody reads it any more, as after `| head`."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        # What Python still holds back would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def readable(text):
+    """Return a text in which bytes that are not UTF-8, as file names may have, are replaced."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def within(kind, low, high):
@@ -58,14 +81,15 @@ def within(kind, low, high):
 
 def make_parser():
     """Return the parser of the command line."""
-    usage = "python generate.py [--prompt MIDI] [--seconds S] [--num_samples N] [options below]"
+    usage = "python generate.py [MIDI] [--seconds S] [--num_samples N] [options below]"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage)
     parser.error = fail
     duration, default = within(float, 0.01, 86_400), " (default: %(default)s)"
 
     add = parser.add_argument_group("music").add_argument
     add("--model", default=str(SHIPPED_MODEL), help="folder, or user/name on the Hub (default: the shipped model)")
-    add("--prompt", metavar="MIDI", help="file to continue (default: generate from nothing)")
+    add("midi", metavar="MIDI", nargs="?", help="file to continue, as --prompt")
+    add("--prompt", metavar="MIDI", help="file to continue, - for standard input (default: generate from nothing)")
     add("--prompt_seconds", metavar="S", type=duration, default=10.0, help="seconds of it to use" + default)
     add("--seconds", metavar="S", type=duration, default=30.0, help="seconds to generate" + default)
     add(
@@ -113,6 +137,8 @@ def make_parser():
     add("--stream", action="store_true", help="print each note when it has ended")
     add("--midi_port", metavar="NAME", help="play on a MIDI port in real time")
 
+    add("--threads", metavar="N", type=within(int, 1, 1024), default=1, help="threads of PyTorch on a CPU" + default)
+
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", metavar="DIR", type=Path, default=Path("samples"), help="folder for the files" + default)
     kinds, formats = (*AUDIO, *PICTURES), ["wav", "png"]
@@ -133,6 +159,10 @@ def parse_arguments(argv=None):
         The options by name.
     """
     options = make_parser().parse_args(argv)
+    if options.midi is not None and options.prompt is not None:
+        fail(f"{options.midi} and --prompt {options.prompt}: there can be one prompt; leave one out.")
+    options.prompt = options.prompt if options.midi is None else options.midi
+    del options.midi
     if options.num_samples > 1 and (options.stream or options.midi_port):
         fail(f"--num_samples {options.num_samples}: --stream and --midi_port need one sample; leave it out.")
     if options.seed is None:
@@ -141,15 +171,17 @@ def parse_arguments(argv=None):
 
 
 def exact_command(options):
-    """Return the command that gives the same bytes again, without where they are written."""
+    """Return the command that gives the same bytes again, without where they are written and the prompt's folder."""
     parser, words = make_parser(), ["python", "generate.py"]
     for name, value in vars(options).items():
         if name in ("output_dir", "overwrite") or value == parser.get_default(name):
             continue
         words.append(f"--{name}")
+        if name == "prompt":
+            value = Path(value).name
         if value is not True:
             words += map(str, value if isinstance(value, list) else [value])
-    return shlex.join(words)
+    return readable(shlex.join(words))
 
 
 def name_outputs(options):
@@ -176,18 +208,75 @@ def load(name):
     return model, tokenizer
 
 
-def read_prompt(options, tokenizer):
+@contextmanager
+def unfinished_folder(options):
+    """Yield a hidden folder in the output folder, which no other run with this seed has at the same time.
+
+    Folders that killed runs have left are removed: a lock, which ends with its process, tells them from those in use.
+    """
+    new = [folder for folder in (options.output_dir, *options.output_dir.parents) if not folder.exists()]
+    try:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        for folder in options.output_dir.glob(".unfinished-*"):
+            if (lock := lock_folder(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+        folder = options.output_dir / f".unfinished-{options.seed}"
+        folder.mkdir(exist_ok=fcntl is None)
+        lock = lock_folder(folder)
+    except FileExistsError as error:
+        if Path(error.filename).name != f".unfinished-{options.seed}":
+            fail(f"{options.output_dir} cannot be written to: {error.strerror}")
+        fail(f"another run writes samples of seed {options.seed} to {options.output_dir}; give another --seed.")
+    except OSError as error:
+        fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+        # A run that failed leaves no folders behind.
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
+
+
+def lock_folder(folder):
+    """Return a file descriptor that holds a lock on a folder; None if another process has it, or on Windows."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def read_prompt(options):
+    """Return the bytes of the prompt; None if there is none."""
+    if options.prompt is None:
+        return None
+    try:
+        return sys.stdin.buffer.read() if options.prompt == "-" else Path(options.prompt).read_bytes()
+    except OSError as error:
+        return fail(f"the prompt cannot be read: {error}")
+
+
+def encode_prompt(options, midi, tokenizer):
     """Return the ids of the prompt, `[T]`: BOS alone if there is none."""
     import numpy as np
 
     from tokenization import first_seconds
 
-    if options.prompt is None:
+    if midi is None:
         return np.array([tokenizer.bos_token_id])
     try:
-        ids = np.array(tokenizer.encode(options.prompt))
-    except (OSError, ValueError) as error:
-        fail(f"the prompt cannot be read: {error}")
+        ids = np.array(tokenizer.encode(midi))
+    except ValueError as error:
+        fail(f"the prompt cannot be read: {options.prompt}: {str(error).removeprefix('the MIDI bytes: ')}")
     return first_seconds(ids, tokenizer, options.prompt_seconds)
 
 
@@ -243,7 +332,7 @@ class Progress:
             self.bar.close()
 
 
-def make_streamer(options, model, tokenizer, prompt, port):
+def make_streamer(options, model, tokenizer, prompt, port, stopped):
     """Return the streamer that follows the generation: notes if they are printed or played, else a progress bar.
 
     Args:
@@ -252,6 +341,7 @@ def make_streamer(options, model, tokenizer, prompt, port):
         tokenizer: The tokenizer.
         prompt: The ids of the prompt, `[T]`.
         port: A `MidiPort`, or None.
+        stopped: A `threading.Event` to set when nobody reads the notes any more.
     """
     from evaluation.rendering import key_name
     from tokenization import MidiStreamer
@@ -264,7 +354,8 @@ def make_streamer(options, model, tokenizer, prompt, port):
 
     def print_note(note):
         start, name = note.start_seconds + unseen_seconds, key_name(note.pitch)
-        print(f"{start:9.2f} s  {name:<3} velocity {note.velocity:3}  {note.duration_seconds:5.2f} s", flush=True)
+        if not say(f"{start:9.2f} s  {name:<3} velocity {note.velocity:3}  {note.duration_seconds:5.2f} s"):
+            stopped.set()
 
     return MidiStreamer(
         tokenizer, on_note=print_note if options.stream else None, on_event=port and port.put, skip_prompt=True
@@ -316,7 +407,7 @@ def sample(options, model, tokenizer, prompt, port, stopped):
             num_samples=options.num_samples,
             ending=options.ending,
             grammar={name: value for name, value in limits.items() if value is not None},
-            streamer=make_streamer(options, model, tokenizer, prompt, port),
+            streamer=make_streamer(options, model, tokenizer, prompt, port, stopped),
             should_stop=stopped.is_set,
             do_sample=True,
             temperature=options.temperature,
@@ -328,7 +419,7 @@ def sample(options, model, tokenizer, prompt, port, stopped):
     return [ids[len(prompt) :] for ids in samples]
 
 
-def describe(options, folder, number, ids, interrupted):
+def describe(options, folder, number, ids, interrupted, midi):
     """Return the record of a sample, for JSON: the same for the same command."""
     from corpus.atomic_files import sha256
 
@@ -346,7 +437,7 @@ def describe(options, folder, number, ids, interrupted):
         "interrupted": interrupted,
     }
     if options.prompt is not None:
-        record["prompt"] = {Path(options.prompt).name: sha256(options.prompt)}
+        record["prompt"] = {readable(Path(options.prompt).name): hashlib.sha256(midi).hexdigest()}
     return record
 
 
@@ -426,31 +517,43 @@ def main(argv=None):
         The exit code: 0, or 130 if Ctrl-C ended the generation early.
     """
     options = parse_arguments(argv)
+    midi = read_prompt(options)
+    with unfinished_folder(options) as folder:
+        return generate(options, midi, folder)
+
+
+def generate(options, midi, folder):
+    """Generate the samples and write their files.
+
+    Args:
+        options: The options.
+        midi: The bytes of the prompt, or None.
+        folder: A folder for files that are being written.
+
+    Returns:
+        The exit code, as for `main`.
+    """
     stems = name_outputs(options)
     port = open_port(options.midi_port)
     model, tokenizer = load(options.model)
-    prompt = read_prompt(options, tokenizer)
+    prompt = encode_prompt(options, midi, tokenizer)
     soundfont = find_sound(options)
-    try:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        # Check that files can be written before the music is generated.
-        tempfile.TemporaryFile(dir=options.output_dir).close()
-    except OSError as error:
-        fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
 
+    import torch
+
+    torch.set_num_threads(options.threads)
     with ctrl_c_noted() as stopped:
         started = time.perf_counter()
         samples = sample(options, model, tokenizer, prompt, port, stopped)
         took = time.perf_counter() - started
 
     try:
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=options.output_dir) as aside:
-            for number, (stem, ids) in enumerate(zip(stems, samples, strict=False), start=1):
-                score = tokenizer.to_score([*prompt, *ids])
-                record = describe(options, Path(model.name_or_path), number, ids, stopped.is_set())
-                prompt_seconds = tokenizer.token_seconds[prompt].sum()
-                suffixes = write(options, stem, Path(aside), score, record, prompt_seconds, soundfont)
-                print(f"{stem}{{{','.join(suffixes)}}}")
+        for number, (stem, ids) in enumerate(zip(stems, samples, strict=False), start=1):
+            score = tokenizer.to_score([*prompt, *ids])
+            record = describe(options, Path(model.name_or_path), number, ids, stopped.is_set(), midi)
+            prompt_seconds = tokenizer.token_seconds[prompt].sum()
+            suffixes = write(options, stem, folder, score, record, prompt_seconds, soundfont)
+            say(readable(f"{stem}{{{','.join(suffixes)}}}"))
     except OSError as error:
         fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
 
@@ -459,7 +562,7 @@ def main(argv=None):
         if made < options.seconds and tokenizer.eos_token_id not in ids and not stopped.is_set():
             print(f"{stem} was cut at {len(ids)} tokens, after {made:.1f} s of music.", file=sys.stderr)
     tokens = sum(map(len, samples))
-    print(
+    say(
         f"seed {options.seed}: {tokens} tokens in {took:.1f} s, {tokens / took:.0f} tokens/s, "
         f"{sum(seconds) / took:.1f} seconds of music per second"
     )

@@ -9,11 +9,13 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import (
     GenericForSequenceClassification,
@@ -23,6 +25,7 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -271,7 +274,19 @@ class MusicTxPreTrainedModel(PreTrainedModel):
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """Save weights, configuration and code, and map the Auto classes of the other heads to the code as well."""
+        """Save weights, configuration and code, and map the Auto classes of the other heads to the code as well.
+
+        Where the package `tokenization` has registered its pipeline, a causal model names it and saves its code too.
+        """
+        pipeline = PIPELINE_REGISTRY.supported_tasks.get("midi-generation")
+        if pipeline is not None and self._auto_class == "AutoModelForCausalLM":
+            impl = pipeline["impl"]
+            name = f"{impl.__module__.split('.')[-1]}.{impl.__name__}"
+            self.config.custom_pipelines = {"midi-generation": {"impl": name, "pt": [self._auto_class]}}
+            # A model whose code came with its weights is saved with its own pipeline, by its tokenizer.
+            if not __name__.startswith("transformers_modules."):
+                Path(save_directory).mkdir(parents=True, exist_ok=True)
+                custom_object_save(impl, save_directory)
         if self._auto_class is not None:
             known = getattr(self.config, "auto_map", None) or {}
             others = {

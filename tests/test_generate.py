@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import os
 import re
 import shlex
 import signal
@@ -535,6 +536,97 @@ def test_a_name_that_neither_the_disk_nor_the_hub_knows_ends_in_one_line(run, tm
         run("--model", "someone/pianist")
     assert stop.value.code == 2
     assert refused(capsys, tmp_path).endswith("cannot be had from the Hub: no such repository")
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_a_file_alone_on_the_command_line_or_from_standard_input_is_the_prompt(run, prompt, tmp_path, monkeypatch):
+    run("--prompt", prompt, "--formats", "--output_dir", "one")
+    run(prompt, "--formats", "--output_dir", "two")
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=prompt.open("rb")))
+    run("-", "--formats", "--output_dir", "three")
+    one, two, three = (notes_of(tmp_path / folder / "sample-1-1.mid") for folder in ("one", "two", "three"))
+    assert one == two == three
+
+
+def test_two_prompts_are_refused(run, prompt, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(prompt, "--prompt", prompt)
+    assert "one prompt" in refused(capsys, tmp_path)
+
+
+def test_a_missing_prompt_is_reported_before_the_model_is_loaded(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "load", lambda name: pytest.fail("loaded"))
+    with pytest.raises(SystemExit, match="2"):
+        run("absent.mid")
+    assert "absent.mid" in refused(capsys, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_the_files_name_the_prompt_without_its_folder(run, prompt, tmp_path):
+    folder = tmp_path / "private"
+    folder.mkdir()
+    prompt.rename(folder / "mine.mid")
+    run("--prompt", folder / "mine.mid", "--formats")
+    for path in (tmp_path / "samples").iterdir():
+        assert b"private" not in path.read_bytes()
+        assert b"mine.mid" in path.read_bytes()
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_a_prompt_whose_name_is_not_utf8_is_continued(run, prompt, tmp_path):
+    name = os.fsdecode(b"caf\xe9.mid")
+    try:
+        prompt.rename(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    run(name, "--formats", "--output_dir", os.fsdecode(b"caf\xe9"))
+    record = json.loads((tmp_path / os.fsdecode(b"caf\xe9") / "sample-1-1.json").read_text())
+    assert list(record["prompt"]) == ["caf\ufffd.mid"]
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_folders_of_killed_runs_are_removed_and_those_in_use_are_not(run, tmp_path):
+    options = types.SimpleNamespace(output_dir=tmp_path / "samples", seed=7)
+    for name in (".unfinished-1", ".unfinished-abc"):
+        (tmp_path / "samples" / name).mkdir(parents=True)
+        (tmp_path / "samples" / name / "sample.mid").touch()
+    with generate.unfinished_folder(options) as folder:
+        run("--formats")
+        assert [path for path in (tmp_path / "samples").iterdir() if path.is_dir()] == [folder]
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_two_runs_with_one_seed_do_not_write_to_one_folder_at_the_same_time(run, tmp_path, capsys):
+    with generate.unfinished_folder(types.SimpleNamespace(output_dir=tmp_path / "samples", seed=1)):
+        with pytest.raises(SystemExit, match="2"):
+            run("--overwrite")
+        assert "another run writes samples of seed 1" in refused(capsys, tmp_path)
+    run()
+
+
+def test_a_reader_that_leaves_ends_the_music_without_a_traceback(model_folder, tmp_path):
+    words = ["--model", model_folder, "--seconds", "30", "--stream", "--formats", "--output_dir", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "generate.py", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "velocity" in process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 130
+    assert "Error" not in said
+    (record,) = tmp_path.glob("*.json")
+    assert json.loads(record.read_text())["interrupted"] is True
+
+
+@pytest.mark.usefixtures("no_sound")
+def test_the_number_of_threads_is_an_option(run):
+    before = torch.get_num_threads()
+    try:
+        run("--threads", 2, "--formats", seconds=0.5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_importing_does_nothing_and_help_does_not_wait_for_torch():

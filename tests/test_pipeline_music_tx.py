@@ -1,5 +1,6 @@
 """The pipeline: any form of MIDI in, well-formed MIDI out, also where none of our packages is installed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 from miditok import TSD
 from symusic import Score
-from transformers import set_seed
+from transformers import Trainer, TrainingArguments, pipeline, set_seed
 
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
@@ -138,6 +139,24 @@ def test_options_out_of_range_and_files_that_are_no_music_are_refused(midi, brok
         midi(broken_midis["text"])
 
 
+@pytest.mark.parametrize("order", ["model first", "tokenizer first", "Trainer"])
+def test_a_folder_saved_in_parts_names_the_pipeline_and_holds_its_code(midi, tmp_path, order):
+    model, tokenizer = MusicTxForCausalLM(midi.model.config), MusicTxTokenizer()
+    vars(model.config).pop("custom_pipelines", None)
+    folder = tmp_path / "saved"
+    if order == "Trainer":
+        arguments = TrainingArguments(tmp_path / "run", report_to="none", use_cpu=True)
+        Trainer(model, arguments, processing_class=tokenizer).save_model(folder)
+    else:
+        for part in (model, tokenizer) if order == "model first" else (tokenizer, model):
+            part.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["custom_pipelines"]["midi-generation"]["impl"] == "pipeline_music_tx.MidiGenerationPipeline"
+    assert {path.name for path in folder.iterdir()} >= {"pipeline_music_tx.py", "music_generation.py", "grammar.py"}
+    loaded = pipeline("midi-generation", model=str(folder), trust_remote_code=True, do_sample=True)
+    assert loaded(seconds=0.5).end() > 0
+
+
 def test_a_saved_pipeline_works_where_no_package_of_ours_is_installed(midi, piece, tmp_path):
     midi.save_pretrained(tmp_path / "saved")
     piece.dump_midi(tmp_path / "piece.mid")
@@ -150,7 +169,12 @@ set_seed(5)
 data = midi("piece.mid", seconds=1, output="bytes")
 assert not {"tokenization", "modeling_music_tx"} & set(sys.modules)
 Path("continued.mid").write_bytes(data)
-midi.model.save_pretrained("model")
+for folder, parts in (("one", (midi.model, midi.tokenizer)), ("other", (midi.tokenizer, midi.model))):
+    for part in parts:
+        part.save_pretrained(folder)
+    set_seed(5)
+    resaved = pipeline("midi-generation", model=folder, trust_remote_code=True, do_sample=True)
+    assert resaved("piece.mid", seconds=1, output="bytes") == data
 midi.save_pretrained("again")
 set_seed(5)
 again = pipeline(model="again", trust_remote_code=True, do_sample=True)

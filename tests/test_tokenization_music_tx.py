@@ -14,8 +14,9 @@ import torch
 from datasets.fingerprint import Hasher
 from miditok import REMI
 from symusic import ControlChange, Note, Score, Tempo, Track
-from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling, TextGenerationPipeline
 
+from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer, Performance
 
 TOKENIZER = MusicTxTokenizer()
@@ -227,6 +228,7 @@ def test_a_missing_file_is_named():
         (3.5, "float is no music"),
         (None, "NoneType is no music"),
         ([], "empty list"),
+        ("", "empty string"),
         ([5, 6.5], "int is no music"),
         ({"path": "one.mid"}, "dict is no music"),
     ],
@@ -249,6 +251,17 @@ def test_an_unknown_token_and_an_unknown_id_are_named():
         TOKENIZER.convert_ids_to_tokens(391)
 
 
+@pytest.mark.parametrize("wrong", [391, -1, 2**70])
+def test_ids_outside_the_vocabulary_are_refused_when_encoded_and_decoded(wrong):
+    for call in (TOKENIZER, TOKENIZER.decode):
+        with pytest.raises(ValueError, match=f"{wrong} is no id of this vocabulary; its ids are 0 to 390"):
+            call([1, wrong, 5])
+    with pytest.raises(ValueError, match="is no id"):
+        TOKENIZER([[5], np.array([wrong], dtype=object)])
+    # Only a score leaves them out, for a model with a larger vocabulary may generate them.
+    assert TOKENIZER.to_score([63, wrong, 308]) == TOKENIZER.to_score([63, 308])
+
+
 def test_text_becomes_tokens_and_tokens_become_text(piece):
     text = TOKENIZER.decode([1, *piece])
     assert text.startswith("BOS_None Velocity_")
@@ -256,10 +269,74 @@ def test_text_becomes_tokens_and_tokens_become_text(piece):
     assert TOKENIZER.decode([1, *piece], skip_special_tokens=True) == text.removeprefix("BOS_None ")
 
 
+def test_text_made_of_tokens_is_encoded_as_text(piece):
+    ids = [1, *piece]
+    assert TOKENIZER("NoteOn_60 TimeShift_50 NoteOff_60")["input_ids"] == [1, 63, 308, 191]
+    # BOS is added where the text has none.
+    assert TOKENIZER(TOKENIZER.decode(ids))["input_ids"] == ids
+    assert TOKENIZER(TOKENIZER.decode(piece))["input_ids"] == ids
+    assert TOKENIZER(TOKENIZER.decode(ids), add_special_tokens=False)["input_ids"] == ids
+    assert TOKENIZER(TOKENIZER.decode(piece), add_special_tokens=False)["input_ids"] == piece
+    # In batches, with what a trainer appends to a text, and as words.
+    batch = TOKENIZER(["NoteOn_60EOS_None", "BOS_None NoteOn_60NoteOn_64", "NoteOn_6"], padding=True)
+    assert batch["input_ids"] == [[1, 63, 2], [1, 63, 67], [0, 1, 9]]
+    assert TOKENIZER(["NoteOn_60", "NoteOff_60"], is_split_into_words=True)["input_ids"] == [1, 63, 191]
+    assert TOKENIZER([["NoteOn_60"], ["NoteOn_61"]], is_split_into_words=True)["input_ids"] == [[1, 63], [1, 64]]
+
+
+def test_the_chat_template_of_a_user_makes_text_of_messages():
+    tokenizer = MusicTxTokenizer(chat_template="{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    messages = [{"role": "user", "content": "NoteOn_60"}, {"role": "assistant", "content": "NoteOff_60"}]
+    assert tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] in ([1, 63, 191], [63, 191])
+
+
+def test_a_string_that_is_not_all_tokens_is_a_path(midi_folder, monkeypatch):
+    ids = TOKENIZER.encode(midi_folder / "one.mid")
+    monkeypatch.chdir(midi_folder)
+    assert TOKENIZER.encode("one.mid") == ids
+    assert TOKENIZER.tokenize("one.mid") == TOKENIZER.convert_ids_to_tokens(ids[1:])
+    # Of a file whose name is a token the path object is the path.
+    (midi_folder / "one.mid").rename("NoteOn_60")
+    assert TOKENIZER.encode("NoteOn_60") == [1, 63]
+    assert TOKENIZER.encode(Path("NoteOn_60")) == ids
+
+
+def test_a_mistake_in_a_text_is_named():
+    with pytest.raises(ValueError, match="'TimeShift_500' is no token"):
+        TOKENIZER("NoteOn_60 TimeShift_500 NoteOff_60")
+    with pytest.raises(ValueError, match="'NoteOff_128' is no token"):
+        TOKENIZER("NoteOn_60 NoteOff_128 " + "NoteOn_60 " * 5000)
+
+
+def test_text_generation_takes_tokens_and_names_the_pipeline_for_files(midi_folder):
+    config = MusicTxConfig(vocab_size=391, hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
+    text = TextGenerationPipeline(model=MusicTxForCausalLM(config), tokenizer=TOKENIZER, device="cpu")
+    (made,) = text("Velocity_62 NoteOn_60", max_new_tokens=4)
+    assert made["generated_text"].startswith("Velocity_62 NoteOn_60")
+    assert len(TOKENIZER.encode(made["generated_text"])) == 7
+    with pytest.raises(ValueError, match="midi-generation"):
+        text(str(midi_folder / "one.mid"), max_new_tokens=4)
+
+
+def test_generation_stops_at_strings_of_tokens():
+    torch.manual_seed(0)
+    config = MusicTxConfig(vocab_size=391, hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
+    model = MusicTxForCausalLM(config)
+    free = model.generate(torch.tensor([[1]]), max_new_tokens=20, do_sample=False, eos_token_id=None)[0].tolist()
+    stop = TOKENIZER.decode(free[4:6])
+    made = model.generate(
+        torch.tensor([[1]]), max_new_tokens=20, do_sample=False, stop_strings=[stop], tokenizer=TOKENIZER
+    )[0].tolist()
+    assert made == free[: len(made)]
+    assert TOKENIZER.decode(made).endswith(stop)
+    assert len(made) <= 6
+
+
 def test_what_is_saved_is_loaded_and_saved_again_byte_for_byte(tmp_path, make_score):
     TOKENIZER.save_pretrained(tmp_path / "first")
     code = {f"{name}.py" for name in ("chorales", "encodings", "performance", "performance_encoding")}
     code |= {f"{name}.py" for name in ("single_stream", "token_expansion", "tokenization_music_tx")}
+    code |= {f"{name}.py" for name in ("grammar", "music_generation", "pipeline_music_tx", "repetition")}
     assert set(files_of(tmp_path / "first")) == {"miditok.json", "tokenizer_config.json", *code}
     for load in (AutoTokenizer, MusicTxTokenizer):
         loaded = load.from_pretrained(tmp_path / "first")

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import Pipeline
-from transformers.dynamic_module_utils import custom_object_save
 
 from .music_generation import first_seconds, generate_music
 
 TASK = "midi-generation"
+
+# The entry of config.json by which `pipeline` finds the class below in a model's folder.
+CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_music_tx.MidiGenerationPipeline", "pt": ["AutoModelForCausalLM"]}}
 
 
 class MidiGenerationPipeline(Pipeline):
@@ -113,13 +115,9 @@ class MidiGenerationPipeline(Pipeline):
             save_directory: A folder, made if need be.
             **kwargs: What the model's `save_pretrained` takes.
         """
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        kind = type(self)
-        self.model.config.custom_pipelines = {
-            TASK: {"impl": f"{kind.__module__.split('.')[-1]}.{kind.__name__}", "pt": ["AutoModelForCausalLM"]}
-        }
-        custom_object_save(self, save_directory)
+        self.model.config.custom_pipelines = CUSTOM_PIPELINES
         self.model.save_pretrained(save_directory, **kwargs)
+        # The tokenizer brings the code of the pipeline.
         self.tokenizer.save_pretrained(save_directory)
 
 

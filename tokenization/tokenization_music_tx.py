@@ -24,20 +24,40 @@ from transformers.utils.versions import require_version
 from .encodings import SOUNDING, beats_of_tokens, find_encoding, transpose_tokens
 from .performance import MAX_STEPS, STEPS_PER_SECOND
 from .performance_encoding import Performance
+from .pipeline_music_tx import CUSTOM_PIPELINES
 from .single_stream import SingleStream
 from .token_expansion import NO_WORDS, TokenExpansion
 
 # Checked before anything fails in another version with a less clear error.
 require_version("transformers>=5.20,<6", 'Try: pip install "transformers>=5.20,<6"')
 
+# `generate(stop_strings=...)` encodes this word to see how the tokenizer joins tokens. It is no token, so it gets an
+# id outside the vocabulary, for this purpose only.
+STOP_STRINGS_PREFIX, STOP_STRINGS_PREFIX_ID = "abcdef", -(2**31)
+
+
+class FileEncoding(BatchEncoding):
+    """What a call with a path returns: it refuses to be the prompt of `pipeline("text-generation")`."""
+
+    def __setitem__(self, name, value):
+        # That pipeline takes its prompt for text, and would return the path with tokens appended.
+        if name == "prompt_text":
+            raise ValueError(f'{value!r} is a path; use pipeline("midi-generation"), or give tokens as text.')
+        super().__setitem__(name, value)
+
 
 class MusicTxTokenizer(PreTrainedTokenizer):
     """Music in, ids out, and back.
 
-    Call it with a path, the bytes of a MIDI file, a `symusic.Score`, ids, or a list of these: it gives `input_ids`
-    (BOS, then the music) and `attention_mask`, padded, truncated and as tensors if asked to. Melodic tracks are merged
-    for the piano and drums are left out; the sustain pedal is folded into the notes; any tempo map is honoured, for
-    time is seconds. `to_score` turns any ids back into a score. Batches are padded on the left, as `generate` wants.
+    Call it with a path, the bytes of a MIDI file, a `symusic.Score`, ids, text, or a list of these: it gives
+    `input_ids` (BOS, then the music) and `attention_mask`, padded, truncated and as tensors if asked to. Melodic
+    tracks are merged for the piano and drums are left out; the sustain pedal is folded into the notes; any tempo map
+    is honoured, for time is seconds. `to_score` turns any ids back into a score. Batches are padded on the left, as
+    `generate` wants.
+
+    A string is text if it is made of tokens of this vocabulary alone, as `decode` writes them: `"NoteOn_60
+    TimeShift_50 NoteOff_60"`, the spaces optional. Any other string is a path, and a `pathlib.Path` always is. Text
+    that begins with BOS gets no second one.
 
     That is the paper's encoding. `from_miditok` puts the same face on a tokenizer of MidiTok's own, which then decides
     about pedals, tempos and drums by its configuration; tracks are merged only where it would make a stream of each.
@@ -172,8 +192,43 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         """Return the id of every token, the added ones included."""
         return self._vocab | self._added_tokens_encoder
 
+    def tokenize(self, text, **kwargs) -> list[str]:
+        """Return the tokens of a text, or of any other music that the tokenizer can be called with, without BOS.
+
+        Args:
+            text: As for a call, but not a list.
+            **kwargs: As for every tokenizer of Transformers.
+
+        Returns:
+            The tokens.
+        """
+        tokens = self._split_text(text, **kwargs) if isinstance(text, str) else None
+        return self.convert_ids_to_tokens(self._to_ids(text)) if tokens is None else tokens
+
+    def _split_text(self, text: str, **kwargs) -> list[str] | None:
+        """Return the tokens of a text; None if it has a part that is no token, and is a path therefore."""
+        tokens = super().tokenize(text, **kwargs)
+        known = (token in self._vocab or token in self._added_tokens_encoder for token in tokens)
+        return tokens if tokens and all(known) else None
+
     def _tokenize(self, text: str) -> list[str]:
-        return text.split()
+        tokens = []
+        for word in text.split():
+            tokens += [word] if word in self._vocab else self._split_word(word)
+        return tokens
+
+    def _split_word(self, word: str) -> list[str]:
+        """Split tokens without spaces between them, as where a continuation was appended to its prompt."""
+        longest = max(map(len, self._vocab))
+        tokens, start = [], 0
+        while start < len(word):
+            parts = (word[start : start + length] for length in range(longest, 0, -1))
+            token = next((part for part in parts if part in self._vocab), None)
+            if token is None:
+                return [word]
+            tokens.append(token)
+            start += len(token)
+        return tokens
 
     def _convert_token_to_id(self, token: str) -> int:
         if token not in self._vocab:
@@ -182,6 +237,8 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         return self._vocab[token]
 
     def _convert_id_to_token(self, index: int) -> str:
+        if index == STOP_STRINGS_PREFIX_ID:
+            return STOP_STRINGS_PREFIX
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"{index} is no id of this vocabulary; its ids are 0 to {len(self) - 1}.")
         return self._expansion.tokens[index]
@@ -190,18 +247,44 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         # Ours is to turn music into ids; padding, truncation and tensors are the library's.
         if text_pair is not None:
             raise ValueError("MusicTxTokenizer takes no pairs of pieces; for a batch, give a list.")
-        return super()._encode_plus(self._to_ids(text), **kwargs)
+        if kwargs.pop("is_split_into_words", False):
+            text = [" ".join(words) for words in text] if isinstance(text[0], (list, tuple)) else " ".join(text)
+        is_path = isinstance(text, str) and self._split_text(text) is None
+        encoded = super()._encode_plus(self._to_ids(text, kwargs.get("add_special_tokens", True)), **kwargs)
+        return FileEncoding(encoded.data) if is_path else encoded
 
-    def _to_ids(self, music) -> list:
-        """Return the ids of a piece, or for a list of pieces the list of their ids."""
+    def _to_ids(self, music, adds_bos: bool = False) -> list:
+        """Return the ids of a piece, or for a list of pieces the list of their ids.
+
+        Args:
+            music: As for a call.
+            adds_bos: Whether BOS will be put before them, so that text which begins with it leaves it out.
+        """
         if hasattr(music, "tolist"):  # an array or a tensor
             music = music.tolist()
         if isinstance(music, (list, tuple)):
             if not music:
                 raise ValueError("An empty list holds no music; BOS alone is [tokenizer.bos_token_id].")
             if all(isinstance(id_, (int, np.integer)) for id_ in music):
+                if not 0 <= min(music) <= max(music) < len(self):
+                    wrong = next(id_ for id_ in music if not 0 <= id_ < len(self))
+                    raise ValueError(f"{wrong} is no id of this vocabulary; its ids are 0 to {len(self) - 1}.")
                 return np.asarray(music).tolist()
-            return [self._to_ids(piece) for piece in music]
+            return [self._to_ids(piece, adds_bos) for piece in music]
+        if isinstance(music, str):
+            tokens = self._split_text(music)
+            if tokens is not None:
+                begins = adds_bos and tokens[:1] == [self.bos_token]
+                return self.convert_tokens_to_ids(tokens[1:] if begins else tokens)
+            if not os.path.exists(music):  # noqa: PTH110 Path.exists raises for a text longer than a file name
+                if music == STOP_STRINGS_PREFIX:
+                    return [STOP_STRINGS_PREFIX_ID]
+                if not music.strip():
+                    raise ValueError("An empty string holds no music; BOS alone is [tokenizer.bos_token_id].")
+                words = self._tokenize(music)
+                if words[0] in self._vocab:
+                    # Text with a mistake in it: name the word rather than a file of this name.
+                    self.convert_tokens_to_ids(words)
         score, kind = self._read(music), type(self.miditok).__name__
         try:
             sequences = self.miditok.encode(score)
@@ -295,6 +378,28 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         else:
             single = transpose_tokens(self.miditok, single, semitones)
         return np.concatenate([head, self._expansion.merge(single, word_starts), tail]).astype(ids.dtype)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> tuple[str, ...]:
+        """Save vocabulary, settings and code, that of `pipeline("midi-generation")` included.
+
+        A causal model that has been saved to the same folder gets the pipeline's entry in its `config.json`.
+
+        Args:
+            save_directory: A folder, made if need be.
+            *args: As for every tokenizer of Transformers.
+            **kwargs: Likewise.
+
+        Returns:
+            The paths of the files.
+        """
+        path = Path(save_directory, "config.json")
+        if path.is_file() and self._auto_class is not None:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            is_causal = any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
+            if is_causal and "custom_pipelines" not in config:
+                config["custom_pipelines"] = CUSTOM_PIPELINES
+                path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Write MidiTok's description of the encoding, as it was read.
