@@ -29,7 +29,7 @@ from safetensors.numpy import load_file, save_file
 from symusic import Note, Score, Tempo, Track
 
 from corpus.dataset import load_corpus, load_tokenizer
-from evaluation.metrics import read_notes
+from evaluation.metrics import score_to_arrays
 from tokenization import MusicTxTokenizer
 
 # Onsets closer than this are one chord, whose notes are in the order of their pitches.
@@ -123,7 +123,7 @@ class Originality(NamedTuple):
 
 def read_line(score: Score) -> Line:
     """Return the notes of a score, without drums, as one line."""
-    notes = read_notes(score)
+    notes = score_to_arrays(score)
     chord = np.cumsum(np.diff(notes.start, prepend=0) >= CHORD_SECONDS)
     order = np.lexsort((notes.pitch, chord))
     # A chord begins with the first of its notes, and they are still in the order of their starts.

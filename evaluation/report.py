@@ -31,7 +31,7 @@ from evaluation.attention import attention_by_distance, octaves
 from evaluation.comparison import compare
 from evaluation.likelihood import amount_of_music, score, summarize
 from evaluation.loading import find_model, load_model, load_model_tokenizer
-from evaluation.metrics import AMOUNTS, read_notes, self_similarity, tabulate
+from evaluation.metrics import AMOUNTS, score_to_arrays, self_similarity, tabulate
 from evaluation.page import facts_for_card, write_page
 from evaluation.pictures import draw_attention, draw_histograms, draw_self_similarity
 from evaluation.sampling import excerpt_scores, sample_scores
@@ -65,7 +65,7 @@ def measure_music(sets: dict[str, list[Score]], seed: int) -> dict:
         lag in seconds; and, of all but the last, the `comparison` of every statistic and histogram, overlap and
         divergence with both ends of their intervals.
     """
-    notes = {label: [read_notes(piece) for piece in pieces] for label, pieces in sets.items()}
+    notes = {label: [score_to_arrays(piece) for piece in pieces] for label, pieces in sets.items()}
     tables = {label: tabulate(pieces) for label, pieces in notes.items()}
     *judged, reference = tables
     # Pieces of a few seconds have no long lags.
