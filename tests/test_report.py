@@ -166,6 +166,25 @@ def test_what_a_model_plays_is_well_formed_and_as_long_as_asked_for(model):
         assert MusicGrammar(tokenizer).violations(tokenizer(score)["input_ids"]) == []
 
 
+def test_names_on_the_page_are_text_and_not_html_or_markdown(measured):
+    outside = {"settings": measured["settings"] | {"model": "runs/<b>*m*"}}
+    outside["originality"] = measured["originality"] | {"lines": ["1.mid: original; as in <script>a</script> [x](y)"]}
+    page = write_page(measured | outside)
+    assert "<" not in page
+    assert r"# Evaluation of &lt;b>\*m\*" in page
+    assert r"\[x\](y)" in page
+
+
+def test_ctrl_c_ends_in_one_line_and_code_130(model, corpus, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "sample_scores", interrupted)
+    words = ["--model", str(model), "--corpus", str(corpus), "--output_dir", str(tmp_path / "out")]
+    assert report.main([*words, "--splits", "--length", "64"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
