@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(f"{len(music)} pieces gave {len(trained) - len(tokenizer)} new tokens beside {len(tokenizer)}")
+    print(f"{len(music)} pieces gave {len(trained) - len(tokenizer)} new tokens beside the {len(tokenizer)} before")
     held_out = [piece for piece in pieces if piece.split == "validation"]
     music, before = readable(tokenizer, held_out, MEASURED_PIECES)
     if music:
