@@ -1,11 +1,13 @@
 """`docs/transformers.md` is true of the shipped model and of a tiny one without a window: its snippets run."""
 
 import re
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from hub.bundle import bundle
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
@@ -37,9 +39,10 @@ def reason_to_skip(snippet):
     return f"{', '.join(absent)} not installed" if absent else None
 
 
-def is_installed(name):
+def is_installed(requirement):
+    name, _, oldest = requirement.partition(">=")
     try:
-        return find_spec(name) is not None
+        return find_spec(name) is not None and (not oldest or Version(version(name)) >= Version(oldest))
     except ModuleNotFoundError:  # the package around it
         return False
 
