@@ -1,24 +1,25 @@
-"""One layer's attention, forward and backward, in time and memory against length, beside what others do.
+"""Time and memory of one layer's attention, forward and backward, against length, compared with other methods.
 
     python -m benchmarks.attention
     python -m benchmarks.attention --device cuda --batch 8 --dtypes bf16 --lengths 2048 4096 8192
 
-- blocked: ours on a CPU; `blocked_relative_attention`.
-- triton: ours on a GPU; `triton_relative_attention`.
+- blocked: `blocked_relative_attention`, the default on a CPU.
+- triton: `triton_relative_attention`, on a GPU.
 - causal: PyTorch's causal attention with no relative term at all (on a GPU in half precision its flash kernel).
 - skewing: the paper's procedure as published, the whole L x L matrix written and reshaped.
 - bias: the relative term as a bias for PyTorch's attention.
 - flex: the same inside PyTorch's flex attention, compiled; on a CPU it has no backward, so only its forward runs.
 
-The table of relative embeddings holds as many distances as the sequence is long. Before the clock starts, every
-backend has to equal the equation, in outputs and all four gradients at a small length, and in the outputs of the last
-queries at the length that is measured. Competitors take turns, medians count. Extra memory is what forward and
-backward need beyond query, key, value, embeddings and the incoming gradient: on a CPU the highest resident memory of a
-fresh process for each measurement (less what it held before), on a GPU what PyTorch's allocator counts. A backend that
-writes whole L x L matrices is left out where these would take more than 60 percent of the memory there is.
+The table of relative embeddings has as many distances as the sequence is long. Before timing, the outputs and all four
+gradients of every backend are checked against the equation at a small length, and the outputs of the last queries at
+the measured length. Backends run in turns; medians are reported. Extra memory is what forward and backward need beyond
+query, key, value, embeddings and the incoming gradient: on a CPU the peak resident memory of a fresh process for each
+measurement (less what it held before), on a GPU that of PyTorch's allocator. A backend that writes whole L x L
+matrices is skipped if they would take more than 60 percent of the memory.
 """
 
 import functools
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 
@@ -38,7 +39,7 @@ except ImportError:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The competitors: query, key, value [B, H, L, D] and embeddings [H, L, D] to [B, H, L, D]
+# Backends: query, key, value [B, H, L, D] and embeddings [H, L, D] to [B, H, L, D]
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +124,7 @@ def forward_only(backend: str, device: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Gates and measurements
+# Checks and measurements
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +137,7 @@ def inputs(batch, heads, length, dim, dtype, device) -> tuple[list[torch.Tensor]
 
 
 def check_small(backend: str, dtype: torch.dtype, device: str, dim: int, length: int = 301):
-    """The gate at a length that the equation can walk, odd and of more than one block: outputs and all gradients."""
+    """Check outputs and all gradients at a length that the equation can handle, odd and of more than one block."""
     tensors, grad = inputs(2, 2, length, dim, dtype, device)
     exact = [tensor.detach().float().requires_grad_() for tensor in tensors]
     if backend == "causal":
@@ -156,7 +157,7 @@ def check_small(backend: str, dtype: torch.dtype, device: str, dim: int, length:
 
 @torch.no_grad()
 def check_last_queries(backend: str, tensors: list[torch.Tensor], count: int = 4):
-    """The gate at full length: the outputs of the last queries. It also warms up what is measured next."""
+    """Check the outputs of the last queries at full length, which also warms up the backend."""
     tensors = [tensor.detach() for tensor in tensors]
     output = BACKENDS[backend](*tensors)[:, :, -count:]
     query, key, value, embeddings = (tensor.float() for tensor in tensors)
@@ -168,7 +169,7 @@ def check_last_queries(backend: str, tensors: list[torch.Tensor], count: int = 4
 
 
 def forward_and_backward(backend: str, tensors, grad, device: str) -> tuple[float, float]:
-    """Seconds of one forward pass and of one backward pass; NaN for a backward that there is not."""
+    """Seconds of one forward pass and of one backward pass; NaN if there is no backward pass."""
     output = []
     if forward_only(backend, device):
         tensors = [tensor.detach() for tensor in tensors]
@@ -179,7 +180,7 @@ def forward_and_backward(backend: str, tensors, grad, device: str) -> tuple[floa
 
 
 def peak_of(backend: str, batch, heads, length, dim, dtype: str, device: str, threads: int) -> tuple[int, int]:
-    """Bytes of one forward and backward pass at their peak, beyond the inputs and in all."""
+    """Peak memory of one forward and backward pass in bytes, beyond the inputs and in total."""
     torch.set_num_threads(threads)
     small, full = (inputs(batch, heads, size, dim, DTYPES[dtype], device) for size in (64, length))
     forward_and_backward(backend, *small, device)  # loads libraries and starts threads
@@ -223,7 +224,7 @@ EMPTY = dict.fromkeys(("forward_ms", "backward_ms", "extra_bytes", "process_byte
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it comes to
+# Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +251,7 @@ def table(rows: list[dict]) -> str:
 
 
 def ratios(rows: list[dict]) -> list[str]:
-    """Ours beside each of the others, forward + backward, and what the longest sequence takes."""
+    """Ours compared with each of the others, forward + backward, and the memory of the longest sequence."""
     found = {(row["dtype"], row["length"], row["backend"]): row for row in rows}
     lines = []
     for (dtype, length, backend), row in found.items():
@@ -272,12 +273,12 @@ def ratios(rows: list[dict]) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None):
-    """Check, measure, write, print."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
     flags = measure.parser(__doc__)
-    flags.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
+    flags.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384], help="tokens")
     flags.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    flags.add_argument("--backends", nargs="+", choices=BACKENDS, help="(default: all that run on the device)")
+    flags.add_argument("--backends", nargs="+", choices=BACKENDS, help="(default: all that support the device)")
     flags.add_argument("--batch", type=int, default=1)
     flags.add_argument("--heads", type=int, default=8)
     flags.add_argument("--head_dim", type=int, default=64)
@@ -300,8 +301,9 @@ def main(argv: list[str] | None = None):
             rows += measured(args, dtype, length)
             path = measure.write_results(args, "attention", about, rows)
             print(f"measured {dtype}, L = {length:,}", flush=True)
-    print(table(rows), *ratios(rows), *([path] if path else []), sep="\n")
+    measure.print_results(args, table(rows), ratios(rows), path)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,30 +1,31 @@
-"""One token at a time: tokens a second at a given length of the cache, beside Llama and beside no cache at all.
+"""Decoding speed in tokens/s at a given length of the cache, compared with Llama and with no cache.
 
     python -m benchmarks.decoding
-    python -m benchmarks.decoding --corpus data/maestro     also what lower precision costs in likelihood
+    python -m benchmarks.decoding --corpus data/maestro     also the likelihood in lower precision
 
-Models: `shipped` is checkpoints/maestro-small (6 layers, width 256) and stands for every model of its shape; 256 and
-512 are new ones. Caches, filled with random keys and values to the length that is measured:
+Models: `shipped` is checkpoints/maestro-small (6 layers, width 256); 256 and 512 are new models of that width. Caches,
+filled with random keys and values to the measured length:
 
-- dynamic: Transformers' default, grows by concatenation; ours in place.
+- dynamic: Transformers' default, which grows by concatenation; ours grows in place.
 - static: allocated once.
-- compiled: static, with `torch.compile(model.forward, fullgraph=True, dynamic=False)` and an option by which a step
-  does not look first whether every module is still as it was compiled, at batch size 1.
-- sliding: a window of 1,024 tokens, whatever the length (ours alone).
-- none: no cache, the whole sequence once more for every token, at batch size 1.
+- compiled: static, with `torch.compile(model.forward, fullgraph=True, dynamic=False)` and without guards on modules,
+  at batch size 1.
+- sliding: a window of 1,024 tokens at any length (ours only).
+- none: no cache, a pass over the whole sequence for every token, at batch size 1.
 
-What is timed is the model's forward pass for one new token of each sequence, without sampling. Competitors take turns,
-medians count. The bytes that a step has to read are its weights, the rows of the tables of relative embeddings that it
-needs and the cache; beside them stands the bandwidth of reading a large array, measured in the same run. Weights that
-fit into the processor's caches can be read faster than that.
+The model's forward pass for one new token of each sequence is timed, without sampling. Models and caches run in turns;
+medians are reported. A step reads its weights, the rows of the relative embeddings that it needs, and the cache; the
+table compares these bytes with the bandwidth of reading a large array, measured in the same run. Weights that fit into
+the processor's caches can be read faster.
 
-Before the clock starts, the logits of every kind of cache have to equal those of a plain pass without any, token by
-token, on attention written out step by step; and compiled logits those of the same step uncompiled. A cell whose
-caches would take more than 60 percent of the memory is left out.
+Before timing, the logits with every kind of cache are checked, token by token, against eager attention without a
+cache, and compiled logits against the same step uncompiled. Cells whose caches would take more than 60 percent of the
+memory are skipped.
 """
 
 import copy
 import functools
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,7 @@ def make_cache(kind: str, model: PreTrainedModel, batch: int, length: int, spare
 
 
 def rewind(cache: Cache, length: int):
-    """Forget what came after the first `length` tokens; a window stays where it is, for it stays as large."""
+    """Crop a cache to the first `length` tokens; a window, whose size is constant, stays as it is."""
     if isinstance(cache, StaticCache):
         for layer in cache.layers:
             layer.cumulative_length.fill_(length)
@@ -98,7 +99,7 @@ def rewind(cache: Cache, length: int):
 
 
 def cache_bytes(model: PreTrainedModel, kind: str, batch: int, length: int) -> int:
-    """What the keys and values for one step take."""
+    """Size in bytes of the keys and values for one step."""
     if kind == "none":
         return 0
     config = model.config
@@ -108,7 +109,7 @@ def cache_bytes(model: PreTrainedModel, kind: str, batch: int, length: int) -> i
 
 
 def step_bytes(model: PreTrainedModel, kind: str, weights: str, batch: int, length: int) -> int:
-    """What one step has to read: every weight once, the tables' rows for the keys there are, and the cache."""
+    """Bytes that one step reads: every weight once, the rows of the relative embeddings, and the cache."""
     total = cache_bytes(model, kind, batch, length)
     kept = min(length, WINDOW) if kind == "sliding" else length
     for name, weight in model.named_parameters():
@@ -122,13 +123,13 @@ def step_bytes(model: PreTrainedModel, kind: str, weights: str, batch: int, leng
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Gates and measurements
+# Checks and measurements
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def check_cache(kind: str, model: MusicTxForCausalLM, length: int = 40, window: int = 16):
-    """The gate: logits of tokens that come one by one equal those of one plain pass, also beyond a window."""
+    """Check that the logits of single tokens equal those of one pass without a cache, also beyond a window."""
     config, ours = model.config, model.config._attn_implementation
     shipped_window, config.sliding_window = config.sliding_window, window if kind == "sliding" else None
     generator = torch.Generator().manual_seed(0)
@@ -153,10 +154,10 @@ def step_with(call: Callable, ids: torch.Tensor, cache: Cache | None) -> torch.T
 
 @torch.no_grad()
 def timed(model, window, call, ids, cache, steps: int, device: str) -> tuple[float]:
-    """Seconds of one step, the median of up to `steps` that follow each other from the same length on."""
+    """Seconds of one step, the median of up to `steps` consecutive ones from the same length on."""
     model.config.sliding_window = window
     taken = []
-    while len(taken) < (steps if cache is not None else 1) and sum(taken) < 0.5:  # then one is as good as many
+    while len(taken) < (steps if cache is not None else 1) and sum(taken) < 0.5:  # slow steps need no median
         taken.append(measure.seconds_of(lambda: step_with(call, ids, cache), device))
     if cache is not None:
         rewind(cache, ids.shape[1])
@@ -165,7 +166,7 @@ def timed(model, window, call, ids, cache, steps: int, device: str) -> tuple[flo
 
 @torch.no_grad()
 def ready(kind: str, model: PreTrainedModel, ids: torch.Tensor, cache: Cache | None) -> Callable:
-    """The function to time, warmed up; for a compiled one after it has equalled the same step uncompiled."""
+    """Return the function to time, warmed up; a compiled one is checked against the same step uncompiled."""
     length = ids.shape[1]
     if cache is None:
         return model
@@ -189,12 +190,12 @@ def measured(
 
     Args:
         args: The command line.
-        group: What the rows call these models.
-        models: Models by (who made them, the precision of their weights).
-        kinds: Caches for each; those that need a batch of one, or are ours alone, are passed over elsewhere.
+        group: Name of these models in the rows.
+        models: Models by (maker, precision of the weights).
+        kinds: Caches for each; those limited to a batch of one, or to our models, are skipped elsewhere.
         length: Tokens in the cache.
         batch: Sequences.
-        bandwidth: Bytes per second that can be read.
+        bandwidth: Read bandwidth in bytes per second.
     """
     kinds = [kind for kind in kinds if batch == 1 or kind not in ("compiled", "none")]
     rows = {
@@ -261,7 +262,7 @@ def add_likelihoods(rows: list[dict], models: dict, corpus: Path, num_windows: i
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it comes to
+# Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +282,7 @@ def table(rows: list[dict]) -> str:
 
 
 def ratios(rows: list[dict]) -> list[str]:
-    """Ours beside Llama, compiled beside dynamic, caches beside none, lower precision beside single."""
+    """Ours against Llama, compiled against dynamic, caches against none, lower against single precision."""
     found = {}
     for row in rows:
         if not row["note"]:
@@ -315,16 +316,18 @@ def ratios(rows: list[dict]) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None):
-    """Check, measure, write, print."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
     flags = measure.parser(__doc__)
     flags.add_argument("--models", nargs="+", choices=("shipped", "256", "512"), default=["shipped", "512"])
     flags.add_argument("--lengths", type=int, nargs="+", default=[256, 2048, 8192])
     flags.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     flags.add_argument("--caches", nargs="+", choices=CACHES, default=list(CACHES))
-    flags.add_argument("--steps", type=int, default=8, help="tokens in a row (default: %(default)s)")
-    flags.add_argument("--corpus", type=Path, help="prepared corpus: likelihoods of lower precision (default: skip)")
-    flags.add_argument("--windows", type=int, default=16, help="of 1,024 tokens to score (default: %(default)s)")
+    flags.add_argument("--steps", type=int, default=8, help="consecutive tokens to measure (default: %(default)s)")
+    flags.add_argument("--corpus", type=Path, help="prepared corpus for likelihoods (default: skip)")
+    flags.add_argument(
+        "--windows", type=int, default=16, help="windows of 1,024 tokens to score (default: %(default)s)"
+    )
     flags.set_defaults(seconds=4.0)
     quick = {"models": ["shipped"], "lengths": [32], "batches": [1, 2], "steps": 2, "seconds": 0.1, "windows": 1}
     args = measure.parsed(flags, argv, quick=quick | {"caches": [name for name in CACHES if name != "compiled"]})
@@ -351,21 +354,22 @@ def main(argv: list[str] | None = None):
         if name == "shipped":
             lower = in_lower_precision(ours)
             kinds = [kind for kind in ("dynamic", "compiled") if kind in args.caches]
-            # One after the other: a compiled step that does not look at its modules would take the weights of the next
-            # model for its own, and read them in its own precision.
+            # One after the other: a compiled step without guards would use the weights of the next model, in the
+            # precision of its own.
             more = []
             for precision, model in lower.items():
                 more += measured(args, BY_PRECISION, {precision: model}, kinds, args.lengths[0], 1, bandwidth)
             if args.corpus:
                 add_likelihoods(more, lower, args.corpus, args.windows)
             else:
-                print("no --corpus: what lower precision costs in likelihood is not measured")
+                print("no --corpus: the likelihood in lower precision is not measured")
             if not quantize_:
                 print("torchao is not installed: int8 weights are not measured")
             rows += more
             path = measure.write_results(args, "decoding", about, rows)
-    print(table(rows), *ratios(rows), *([path] if path else []), sep="\n")
+    measure.print_results(args, table(rows), ratios(rows), path)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,21 +1,22 @@
-"""Whole continuations through `generate()`: what a draft saves, and what a batch does.
+"""Continuations by `generate()`: the speed of assisted decoding and of batches.
 
     python -m benchmarks.generation --corpus data/maestro
     python -m benchmarks.generation --corpus data/maestro --assistant runs/tiny
 
-Prompts are the beginnings of validation pieces, spread evenly over the split; without a corpus the model makes them.
-Each is continued by sampling, as music is made:
+Prompts are the beginnings of validation pieces, spread evenly over the split; without a corpus the model generates
+them. Each is continued by sampling:
 
 - plain: token by token.
-- lookup 2, 4, 8: so many tokens are drafted at a time, copied from the music so far where it went on from the same
-  three tokens before (`prompt_lookup_num_tokens`).
+- lookup 2, 4, 8: prompt lookup drafts that many tokens, copied from an earlier continuation of the same three tokens
+  (`prompt_lookup_num_tokens`).
 - assistant: a smaller model drafts (`assistant_model`).
-- batch 2 to 32: so many continuations of a prompt at once.
+- batch 2 to 32: that many continuations of a prompt at once.
 
-The draft changes nothing but the time: before the clock starts, greedy continuations have to be the same with and
-without. Competitors take turns over the prompts, and the medians of their tokens a second count.
+Before timing, greedy continuations with and without a draft are checked to be the same. Methods run in turns over the
+prompts; the medians of their tokens/s are reported.
 """
 
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -38,15 +39,15 @@ def make_prompts(model: MusicTxForCausalLM, corpus: Path | None, count: int, len
     if corpus is None:
         set_seed(0)
         start = torch.full((count, 1), model.config.bos_token_id, device=model.device)
-        music = model.generate(start, do_sample=True, min_length=length, max_length=length)
-        return list(music.split(1))
+        sequences = model.generate(start, do_sample=True, min_length=length, max_length=length)
+        return list(sequences.split(1))
     pieces = [ids for ids in load_corpus(corpus)["validation"]["input_ids"] if len(ids) >= length]
     chosen = (pieces[index * len(pieces) // count] for index in range(count))
     return [torch.as_tensor(ids[:length], device=model.device).long()[None] for ids in chosen]
 
 
 def make_ways(assistant: MusicTxForCausalLM | None) -> dict[str, dict]:
-    """What each competitor gives to `generate()`."""
+    """The arguments of `generate()` for each method."""
     ways = {"plain": {}}
     ways |= {f"lookup {count}": {"prompt_lookup_num_tokens": count, "max_matching_ngram_size": 3} for count in LOOKUPS}
     if assistant is not None:
@@ -55,7 +56,7 @@ def make_ways(assistant: MusicTxForCausalLM | None) -> dict[str, dict]:
 
 
 def check_draft(model: MusicTxForCausalLM, prompt: torch.Tensor, name: str, way: dict, length: int = 32):
-    """The gate: with a draft, the likeliest continuation is the same as without."""
+    """Check that the greedy continuation is the same with a draft as without."""
     with_draft, without = (
         model.generate(prompt, do_sample=False, max_new_tokens=length, **kwargs) for kwargs in (way, {})
     )
@@ -82,7 +83,7 @@ def continue_music(model: MusicTxForCausalLM, prompt: torch.Tensor, new_tokens: 
 
 
 def table(rows: list[dict]) -> str:
-    """Tokens a second, beside those of plain decoding."""
+    """Tokens/s, absolute and relative to plain decoding."""
     plain = next(row["tokens_per_second"] for row in rows if row["way"] == "plain")
     body = (
         [
@@ -104,17 +105,17 @@ def ratios(rows: list[dict]) -> list[str]:
     return [f"{prompts} prompts: the best draft, {best}, has {speeds[best] / speeds['plain']:.2f}x the speed of none"]
 
 
-def main(argv: list[str] | None = None):
-    """Check, measure, write, print."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
     flags = measure.parser(__doc__)
-    flags.add_argument("--corpus", type=Path, help="prepared corpus, for prompts (default: the model makes them)")
-    flags.add_argument("--assistant", type=Path, help="folder of a smaller model (default: none drafts)")
-    flags.add_argument("--prompts", type=int, default=20, help="how many (default: %(default)s)")
+    flags.add_argument("--corpus", type=Path, help="prepared corpus, for prompts (default: the model generates them)")
+    flags.add_argument("--assistant", type=Path, help="folder of a smaller model (default: none)")
+    flags.add_argument("--prompts", type=int, default=20, help="number of prompts (default: %(default)s)")
     flags.add_argument("--prompt_length", type=int, default=512, help="tokens of each (default: %(default)s)")
     flags.add_argument("--new_tokens", type=int, default=128, help="tokens added to each (default: %(default)s)")
     args = measure.parsed(flags, argv, quick={"prompts": 2, "prompt_length": 24, "new_tokens": 8})
 
-    # Drafted tokens may have to be taken back, which a window's cache cannot do.
+    # All methods without a window, whose cache keeps more than the window while drafts may be rejected.
     load = partial(MusicTxForCausalLM.from_pretrained, sliding_window=None)
     model = load(CHECKPOINT).eval().to(args.device)
     assistant = load(args.assistant).eval().to(args.device) if args.assistant else None
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None):
     for name, way in ways.items():
         if not name.startswith("batch"):
             check_draft(model, prompts[0], name, way)
-    print("drafts change nothing", flush=True)
+    print("greedy continuations are the same with drafts", flush=True)
     measured = {name: [] for name in ways}
     for seed, prompt in enumerate(prompts):
         for name, way in ways.items():
@@ -140,8 +141,9 @@ def main(argv: list[str] | None = None):
         for name, results in measured.items()
     ]
     path = measure.write_results(args, "generation", measure.machine(args), rows)
-    print(table(rows), *ratios(rows), *([path] if path else []), sep="\n")
+    measure.print_results(args, table(rows), ratios(rows), path)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the machine and what it can do at most, turns by the clock, memory, results on disk."""
+"""Command line, machine, timing, memory and results of all benchmarks."""
 
 import argparse
 import csv
@@ -28,20 +28,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A command line with the flags that all benchmarks have in common."""
+    """A parser with the flags that all benchmarks share."""
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
     flags.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
-    flags.add_argument("--seconds", type=float, help="clock time for each group of competitors")
-    flags.add_argument("--quick", action="store_true", help="tiny sizes in seconds: shows that it runs, not how fast")
+    flags.add_argument("--seconds", type=float, help="time limit for each group (default: %(default)s)")
+    flags.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs; timings mean nothing")
     flags.add_argument(
-        "--output_dir", type=Path, help=f"where the CSV goes (default: {RESULTS.name}/ beside this file; quick: none)"
+        "--output_dir",
+        type=Path,
+        help=f"folder of the CSV (default: benchmarks/{RESULTS.name}; none with --quick)",
     )
     return flags
 
 
 def parsed(flags: argparse.ArgumentParser, argv: Sequence[str] | None, quick: dict) -> argparse.Namespace:
-    """Read the command line and set the threads; `quick` are defaults that take the place of others with --quick."""
+    """Parse the command line and set the threads; `quick` replaces defaults under --quick."""
     if flags.parse_known_args(argv)[0].quick:
         flags.set_defaults(**quick)
     else:
@@ -56,7 +58,7 @@ def parsed(flags: argparse.ArgumentParser, argv: Sequence[str] | None, quick: di
 
 
 def machine(args: argparse.Namespace) -> dict[str, str]:
-    """What the numbers were measured on: hardware, versions, and the command."""
+    """Hardware, versions and command of a measurement."""
     gpu = {"gpu": torch.cuda.get_device_name()} if args.device == "cuda" else {}
     packages = ("torch", "transformers", *(("triton",) if gpu else ()))
     versions = (f"{name} {importlib.metadata.version(name)}" for name in packages)
@@ -75,7 +77,7 @@ def machine(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The name of the processor, and what sets it apart for matrix products."""
+    """The name of the processor and its instruction sets for matrix products."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -99,7 +101,7 @@ def memory_bytes(device: str) -> int:
 
 
 def seconds_of(work: Callable[[], object], device: str) -> float:
-    """The seconds that one call takes, to its end on the device."""
+    """Seconds of one call, until the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -112,15 +114,15 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
 def take_turns(
     competitors: dict[str, Callable[[], Sequence[float]]], seconds: float, most: int = 50
 ) -> dict[str, tuple[int, list[float]]]:
-    """Let competitors run in turns, so that whatever slows the machine down slows all of them.
+    """Run competitors in turns, so that other load on the machine slows all of them alike.
 
     Args:
         competitors: Each call returns its measures, in seconds.
-        seconds: No further round begins that would end after so long; one always runs.
-        most: Rounds at most.
+        seconds: Time limit; a round that would end later is not started, but the first.
+        most: Maximum number of rounds.
 
     Returns:
-        For each competitor how often it ran, and the median of each measure.
+        For each competitor the number of runs, and the median of each measure.
     """
     taken = {name: [] for name in competitors}
     start = time.perf_counter()
@@ -151,7 +153,7 @@ def read_bandwidth(device: str, quick: bool = False) -> float:
 
 
 def in_fresh_process(function: Callable, *args):
-    """Call a function in a process of its own, whose highest memory is then this call's alone.
+    """Call a function in a process of its own, whose peak memory is then that of this call alone.
 
     The process is forked from a server that has imported the libraries and done nothing else.
     """
@@ -162,7 +164,7 @@ def in_fresh_process(function: Callable, *args):
 
 
 def peak_memory(work: Callable[[], object], device: str) -> tuple[int, int]:
-    """Bytes at the peak of a call: beyond what stood before it, and in all.
+    """Peak memory of a call in bytes: beyond that before it, and in total.
 
     On a GPU, PyTorch's allocator counts. On a CPU, it is the highest resident memory of the process (`ru_maxrss`),
     which never falls: call this once, in a fresh process, when nothing larger has come and gone before.
@@ -188,7 +190,7 @@ def _highest_resident_bytes() -> int:
 
 
 def must_equal(name: str, result: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype):
-    """The gate before the clock: an error of the size of rounding passes.
+    """Check a result before it is timed, up to rounding.
 
     Raises:
         RuntimeError: The two differ, as a share of the expected values' norm, by more than the dtype explains.
@@ -213,6 +215,11 @@ def write_results(args: argparse.Namespace, benchmark: str, about: dict[str, str
     return path
 
 
+def print_results(args: argparse.Namespace, table: str, ratios: Iterable[str], path: Path | None) -> None:
+    """Print a table, comparisons and the path of the CSV; no comparisons with --quick, whose timings mean nothing."""
+    print(table, *(() if args.quick else ratios), *([path] if path else []), sep="\n")
+
+
 def read_results(path: Path) -> tuple[dict[str, str], list[dict]]:
     """Read what `write_results` wrote; numbers come back as numbers, empty cells as None."""
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -231,16 +238,16 @@ def _number(text: str) -> str | int | float | None:
 
 
 def rounded(value: float, digits: int = 4) -> float:
-    """A number to so many significant digits, which is more than a benchmark knows."""
+    """A number rounded to the significant digits of a measurement."""
     return float(f"{value:.{digits}g}") if math.isfinite(value) else value
 
 
 def short(value: float) -> str:
-    """A number for the eye: three digits, and no fewer than stand before the point."""
+    """A number as text, with three digits or all those before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table for the screen and for a page alike."""
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""The models whose training and decoding are measured: ours, and Llama with as many layers, heads and parameters."""
+"""Models for the benchmarks: ours, and Llama with as many layers, heads and parameters."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -7,7 +7,7 @@ from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 
 
 def music_tx(width: int, device: str, num_layers: int = 6) -> MusicTxForCausalLM:
-    """A new model with heads of 64 and the relative term as loud as the scores, so that a wrong distance shows."""
+    """A new model with heads of 64 and relative logits as large as the scores, so that a wrong distance shows."""
     config = MusicTxConfig(
         hidden_size=width,
         intermediate_size=4 * width,
@@ -22,7 +22,7 @@ def music_tx(width: int, device: str, num_layers: int = 6) -> MusicTxForCausalLM
 
 
 def llama(config: MusicTxConfig, device: str) -> LlamaForCausalLM:
-    """A new Llama of the same width, depth, heads and vocabulary; the tables' weights go to its feed-forward."""
+    """A new Llama of the same width, depth, heads, vocabulary and size, with a larger feed-forward block."""
     tables = config.num_attention_heads * config.max_relative_distance * config.head_dim
     matrices = 2 * config.hidden_size * config.intermediate_size
     torch.manual_seed(0)
@@ -44,5 +44,5 @@ def llama(config: MusicTxConfig, device: str) -> LlamaForCausalLM:
 
 
 def num_parameters(model: PreTrainedModel) -> int:
-    """All parameters, those that are shared counted once."""
+    """Number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,10 +1,11 @@
-"""Measurements on disk to tables and plots: `python -m benchmarks.report`.
+"""Write tables and plots of the measurements: `python -m benchmarks.report`.
 
-Of every benchmark and device the newest CSV in results/ counts. The tables go into README.md, between its markers;
+They show the newest CSV in results/ of each benchmark and device. The tables go into README.md, between its markers,
 the plots into plots/.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def plot_attention(rows: list[dict], path: Path):
 
 
 def plot_decoding(rows: list[dict], path: Path):
-    """Tokens a second against length at batch size 1, a panel for each model; Llama's lines are dashed."""
+    """Tokens/s against length at batch size 1, a panel for each model; Llama's lines are dashed."""
     rows = [row for row in rows if row["batch"] == 1 and row["model"] != decoding.BY_PRECISION]
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure = Figure(figsize=(5.5 * len(models), 4.5), layout="constrained")
@@ -107,7 +108,7 @@ def newest(results: Path, benchmark: str) -> list[Path]:
 
 
 def section(benchmark: str, path: Path, plots: Path) -> str:
-    """What one CSV says, as Markdown, and its plot."""
+    """Markdown of one CSV; writes its plot."""
     about, rows = measure.read_results(path)
     parts = [f"### {benchmark}.py, {path.name.split('-')[1].upper()}, {about['date']}"]
     parts.append("\n".join(f"- {name}: {value}" for name, value in about.items() if name != "date"))
@@ -121,7 +122,7 @@ def section(benchmark: str, path: Path, plots: Path) -> str:
 
 
 def write_report(room: Path):
-    """Bring the tables in a folder's README.md and its plots up to what its results/ hold."""
+    """Update the tables in a folder's README.md and its plots from its results/."""
     readme, plots = room / "README.md", room / "plots"
     plots.mkdir(exist_ok=True)
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
@@ -131,8 +132,8 @@ def write_report(room: Path):
     readme.write_text(f"{before}{BEGIN}\n{measured}\n\n{END}{after}", encoding="utf-8")
 
 
-def main(argv: list[str] | None = None):
-    """Write tables and plots."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--room", type=Path, default=ROOM, help="folder of README.md, results/ and plots/ (this one)")
     args = parser.parse_args(argv)
@@ -140,7 +141,8 @@ def main(argv: list[str] | None = None):
         parser.error(f"{args.room} holds no README.md with the line {BEGIN.strip()}.")
     write_report(args.room)
     print(args.room / "README.md")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

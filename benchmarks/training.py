@@ -1,20 +1,21 @@
-"""Whole training steps: tokens a second, memory and the share of the machine's matrix products, beside Llama.
+"""Training steps: tokens/s, memory and share of the peak matrix product, compared with Llama.
 
     python -m benchmarks.training
 
 A step is forward, loss, backward, clipping and AdamW on 2,048 tokens of 6 layers; bf16 is autocast. Llama has the same
-width, depth, heads and vocabulary, and as many parameters: what our tables of relative embeddings hold, its
-feed-forward holds more. Before the clock starts, the loss and all gradients of our step have to equal those of the
-same weights with attention written out step by step. Competitors take turns, medians count.
+width, depth, heads and vocabulary, and as many parameters: its feed-forward block is larger by the size of our
+relative embeddings. Before timing, the loss and all gradients of our step are checked against those with eager
+attention. Models run in turns; medians are reported.
 
-- Share of peak: the arithmetic that a step calls for, forward and twice as much backward, over its time, beside the
-  fastest large matrix product of the same dtype in the same run. Attention counts its causal half, the relative
-  products those with the distances there are; what is computed again to save memory is not counted again.
+- Share of peak: the operations of a step (forward, and twice as many backward) per second, relative to the fastest
+  large matrix product of the same dtype in the same run. Attention counts its causal half, relative logits the
+  distances that occur; recomputation to save memory is not counted.
 - Peak memory: what weights, gradients, optimizer and two steps add at most to a fresh process.
-- Waiting: the share of the time that the crops of a corpus of made-up pieces, augmented, take in the training process.
+- Waiting: the share of the time that the training process spends on augmented crops of synthetic pieces.
 """
 
 import functools
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,13 +33,13 @@ from tokenization import MusicTxTokenizer
 
 
 def make_model(who: str, width: int, device: str) -> PreTrainedModel:
-    """A new model of either make."""
+    """A new model, ours or Llama."""
     ours = music_tx(width, device)
     return ours if who == "ours" else llama(ours.config, device)
 
 
 def make_batches(length: int, batch_size: int, device: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Random augmented crops, without end, of pieces made up on the spot."""
+    """An infinite iterator of random augmented crops of synthetic pieces."""
     rng, tokenizer = np.random.default_rng(0), MusicTxTokenizer()
     ids = [
         np.array(
@@ -73,7 +74,7 @@ def loss_of(model: PreTrainedModel, batch: dict, dtype: torch.dtype) -> torch.Te
 
 
 def operations(model: PreTrainedModel, batch: int, length: int) -> int:
-    """Floating-point operations that one step calls for; a multiplication with its addition is two."""
+    """Floating-point operations of one step; a multiplication with its addition is two."""
     config = model.config
     weights = sum(weight.numel() for weight in model.parameters() if weight.ndim == 2)  # the tied embedding as head
     pairs = length * (length + 1)  # queries with keys and weights with values, half a square each
@@ -84,12 +85,12 @@ def operations(model: PreTrainedModel, batch: int, length: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Gate and measurements
+# Checks and measurements
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def check_step(width: int, dtype: torch.dtype, device: str, length: int = 301):
-    """The gate: loss and gradients of one step, of more than one block, beside attention step by step in fp32."""
+    """Check loss and gradients of one step, of more than one block, against eager attention in fp32."""
     model = music_tx(width, device)
     ids = torch.randint(3, model.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0)).to(device)
     batch = {"input_ids": ids, "labels": ids}
@@ -114,7 +115,7 @@ def timed(model, optimizer, batches, dtype, device) -> tuple[float, float]:
 
 
 def peak_of(who: str, width: int, length: int, batch: int, dtype: str, device: str, threads: int) -> int:
-    """Bytes that training takes at its peak, weights and all."""
+    """Peak memory of training in bytes, weights included."""
     torch.set_num_threads(threads)
 
     def steps(width, length, batch):
@@ -160,7 +161,7 @@ def measured(args, width: int, length: int, dtype: str, peak: float) -> list[dic
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it comes to
+# Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +184,7 @@ def table(rows: list[dict]) -> str:
 
 
 def ratios(rows: list[dict]) -> list[str]:
-    """Our step's time and memory beside Llama's."""
+    """Time and memory of our step relative to Llama's."""
     found = {(row["width"], row["length"], row["dtype"], row["who"]): row for row in rows}
     lines = []
     for (width, length, dtype, who), row in found.items():
@@ -197,13 +198,13 @@ def ratios(rows: list[dict]) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None):
-    """Check, measure, write, print."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
     flags = measure.parser(__doc__)
     flags.add_argument("--widths", type=int, nargs="+", default=[256, 512])
     flags.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048])
     flags.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    flags.add_argument("--tokens", type=int, default=2048, help="in one step (default: %(default)s)")
+    flags.add_argument("--tokens", type=int, default=2048, help="tokens in one step (default: %(default)s)")
     flags.set_defaults(seconds=12.0)
     quick = {"widths": [128], "lengths": [32], "tokens": 64, "seconds": 0.1}
     args = measure.parsed(flags, argv, quick=quick)
@@ -216,14 +217,15 @@ def main(argv: list[str] | None = None):
     for width in args.widths:
         for dtype in args.dtypes:
             check_step(width, DTYPES[dtype], args.device)
-        print(f"width {width}: loss and gradients equal those of attention step by step", flush=True)
+        print(f"width {width}: loss and gradients equal those of eager attention", flush=True)
         for length in args.lengths:
             for dtype in args.dtypes:
                 rows += measured(args, width, length, dtype, peaks[dtype])
                 path = measure.write_results(args, "training", about, rows)
                 print(f"measured width {width}, L = {length:,}, {dtype}", flush=True)
-    print(table(rows), *ratios(rows), *([path] if path else []), sep="\n")
+    measure.print_results(args, table(rows), ratios(rows), path)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

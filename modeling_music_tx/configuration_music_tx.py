@@ -1,4 +1,4 @@
-"""The numbers that fix a Music Transformer's weights and logits."""
+"""Configuration of the Music Transformer."""
 
 from transformers.utils.versions import require_version
 
@@ -29,20 +29,20 @@ class MusicTxConfig(PreTrainedConfig):
             Width of one head; `hidden_size / num_attention_heads` when not given. The paper's best model has a hidden
             size of 256 and 8 heads of 64.
         max_relative_distance (`int`, defaults to 1024):
-            How many distances have an embedding of their own, the distance 0 included; farther ones share the last.
-            Keep it within the training length: a distance never trained is noise. 0 switches the relative term off.
+            Number of distances that have an embedding of their own, distance 0 included; farther ones share the last.
+            Keep it within the training length: untrained distances are noise. 0 switches the relative term off.
         position_embedding (`str`, defaults to `"none"`):
             `"sinusoidal"` adds Vaswani et al.'s sinusoids to the input, as the paper's baseline does; `"none"` leaves
             position to the relative term.
         sliding_window (`int`, *optional*):
-            How many tokens a query sees, its own included. With one, a cache stays at constant size and music has no
-            end.
+            How many tokens a query attends to, its own included. With one, the cache has constant size and generation
+            may go on without end.
         max_position_embeddings (`int`, *optional*):
-            Longest sequence the model is meant for; not given where there is no end to it.
+            Longest sequence that the model is meant for; None for no limit.
         layer_norm_eps (`float`, defaults to 1e-5):
             Added to the variance in every layer normalisation.
         hidden_dropout (`float`, defaults to 0.0):
-            Dropout on the embeddings and on what each block adds to the residual stream.
+            Dropout on the embeddings and on the output of each block.
         attention_dropout (`float`, defaults to 0.0):
             Dropout on the attention weights.
         initializer_range (`float`, defaults to 0.02):

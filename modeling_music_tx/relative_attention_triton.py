@@ -3,22 +3,22 @@
 Shape letters are those of `relative_attention.py`, which holds the equation: B batch, H heads, Q queries, K keys,
 D head dimension, M distances in the table. T is the side of a tile, T queries by T keys, that one step computes.
 
-A tile whose diagonal holds the distance `near` meets the distances `near - T + 1 ... near + T - 1`. Its relative
+A tile whose diagonal has the distance `near` covers the distances `near - T + 1 ... near + T - 1`. Its relative
 logits come from two products of its queries with T rows of the table:
 
     older[i, c] = query i · embedding of distance near + c        for the keys up to the diagonal, j <= i
     newer[i, c] = query i · embedding of distance near - T + c    for the keys after it, j > i
 
 Query i and key j need column `c = (i - j) mod T` of one of them, and the column decides which: `older` where c <= i.
-So `merge` makes one T x T tile of the two and `unskew` brings column c of row i to key j. Turning twice is doing
-nothing: the same function brings the gradient of the scores from keys back to distances.
+So `merge` makes one T x T tile of the two and `unskew` moves column c of row i to key j. The function is its own
+inverse: it also moves the gradient of the scores from keys back to distances.
 
-One tile further along the keys, `near` has shrunk by T, and what was newer is older. A program that walks along the
-keys of its queries needs one new product a tile: the relative term costs `Q Kᵀ` once more, which is what its
-arithmetic needs, and an unskew. Beyond the table, where all distances share row 0, it costs one number per query.
+One tile further along the keys, `near` is smaller by T, and the newer product becomes the older. A program that
+iterates over the keys of its queries computes one new product per tile: the relative term costs one more `Q Kᵀ` and an
+unskew. Beyond the table, where all distances share row 0, it costs one number per query.
 
 Source: Huang et al. 2018 (arXiv 1809.04281), section 3.4, for the skew; Dao et al. 2022 (arXiv 2205.14135) for the
-softmax on the way and the recomputation in the backward pass.
+online softmax and the recomputation in the backward pass.
 """
 
 import math
@@ -114,7 +114,7 @@ def _unskew(tile, T: tl.constexpr):
 
 @triton.jit
 def _hide(logits, distances, keys, key_mask, K, window, CAUSAL: tl.constexpr):
-    """Minus infinity where a query does not see a key; `CAUSAL` where the tile may hold keys of the future."""
+    """Set masked logits to minus infinity; `CAUSAL` if the tile may hold keys of the future."""
     if CAUSAL:
         logits = tl.where(distances >= 0, logits, float("-inf"))
     if window is not None:
@@ -126,7 +126,7 @@ def _hide(logits, distances, keys, key_mask, K, window, CAUSAL: tl.constexpr):
 
 @triton.jit
 def _kept(seed, queries, first_key, K, DROPOUT: tl.constexpr, T: tl.constexpr):
-    """Which weights of a tile survive dropout, [T, T]: a function of seed, query and key, whatever the tiles."""
+    """Weights of a tile that dropout keeps, [T, T]; they depend on seed, query and key, not on the tiling."""
     # One count draws four numbers, for four keys 8 apart in a block of 32. Seven rounds are the fewest with which
     # Philox passes all of its authors' tests (Salmon et al. 2011); ten, the default, cost a third of a step.
     counts = queries[:, None] * tl.cdiv(K, 4) + (first_key // 4 + tl.arange(0, T // 4))[None, :]
@@ -138,7 +138,7 @@ def _kept(seed, queries, first_key, K, DROPOUT: tl.constexpr, T: tl.constexpr):
 
 @triton.jit
 def _key_stops(reach, M, window, T: tl.constexpr):
-    """First keys of the tiles that T queries walk through: all beyond the table, within it, on the diagonal, the end.
+    """First keys of the tiles that T queries iterate over: all beyond the table, within it, on the diagonal, the end.
 
     `reach` is the distance from the first of the queries to key 0. The end lies past the diagonal of the last query
     even where no such keys exist, so that what was newer becomes older once more.
@@ -151,7 +151,7 @@ def _key_stops(reach, M, window, T: tl.constexpr):
 
 @triton.jit
 def _query_stops(nearest, Q, M, window, T: tl.constexpr):
-    """First queries of the tiles that see T keys: on the diagonal, within the table, all beyond it, the end.
+    """First queries of the tiles that attend to T keys: on the diagonal, within the table, all beyond it, the end.
 
     `nearest` is the query, possibly a negative one, at distance 0 from the first of the keys.
     """
@@ -166,15 +166,14 @@ def _query_stops(nearest, Q, M, window, T: tl.constexpr):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-# Numbers that change from call to call, and that no kernel need be compiled again for: alignment follows from D and
-# from the strides.
+# Arguments that differ between calls and need no recompilation: alignment follows from D and from the strides.
 LENGTHS = ["window", "Q", "K", "M", "magnitude"]
 
 
 def _tuned(*choices, **settings):
-    """Lets the first call of a dtype, head dimension and magnitude choose (T, num_warps, num_stages) by the clock.
+    """Autotune (T, num_warps, num_stages) for each dtype, head dimension and magnitude.
 
-    The magnitude is the number of bits of K. No kernel reads it: it keeps what a short prompt chose from long ones.
+    The magnitude is the number of bits of K. No kernel reads it: it separates the choices of short and long prompts.
 
     A tile of 64 keeps a tensor core instruction of Hopper busy with 4 warps, and its scores and sums in their
     registers. Loads run 1, 2 or 3 tiles ahead, as shared memory allows: it decides between one and two programs a
@@ -189,7 +188,7 @@ def _tuned(*choices, **settings):
 
 
 def _largest(configs, tensors, D_PADDED, **kwargs):
-    """Of the choices that fit into registers those with large tiles."""
+    """Return the configurations with large tiles among those that fit into registers."""
     width = tensors["query"].element_size()
     # Bytes of a row. A product in single precision is three, and holds its operands in registers as well.
     row = D_PADDED * width * (width // 2)
@@ -209,7 +208,7 @@ def _attention_fwd_kernel(
     program, tiles = tl.program_id(0), tl.cdiv(Q, T)
     row = program // tiles
     batch, head = row // H, row % H
-    # The last queries have the most keys to see: they start first.
+    # The last queries have the most keys: they start first.
     first_query = (tiles - 1 - program % tiles) * T
     indices = tl.arange(0, T)
     queries = first_query + indices
@@ -227,7 +226,7 @@ def _attention_fwd_kernel(
     far = tl.sum(q.to(tl.float32) * _load(table, tl.zeros((1,), tl.int32), M, D, D, D_PADDED).to(tl.float32), 1)
     older = _dot(q, _load(table, _rows(reach - stops[1], M, T), M, D, D, D_PADDED).T)  # [T, T]
 
-    # A finite start: where nothing is seen, the largest logit is this one and every weight is zero.
+    # A finite start: if all keys are masked, this is the largest logit and every weight is zero.
     largest = tl.full((T,), -1e30, tl.float32)
     total = tl.zeros((T,), tl.float32)
     acc = tl.zeros((T, D_PADDED), tl.float32)  # [T, D_PADDED]
@@ -254,7 +253,7 @@ def _attention_fwd_kernel(
             v = _load(value, keys, K, value_strides[2], D, D_PADDED)  # [T, D_PADDED]
             acc = _dot(weights.to(v.dtype), v, acc * shrunk[:, None])  # [T, D_PADDED]
 
-    # Where nothing is seen, the output is zero, and an infinite sum lets no gradient through.
+    # If all keys are masked, the output is zero, and an infinite sum makes the gradients zero.
     sees = total > 0
     total = tl.where(sees, total, 1.0)
     acc /= total[:, None] * (1 - DROPOUT)
@@ -505,7 +504,7 @@ def _gradients(query, key, value, table, *_):
 
 
 def _launch(kernel, length, inputs, tensors, scaling, window, dropout):
-    """Runs a kernel for every tile of a length and every head of a batch row."""
+    """Run a kernel for every tile of a length and every head of a batch row."""
     batch, heads, query_length, dim = inputs[0].shape
     key_length, table_length = inputs[1].shape[2], inputs[3].shape[1]
     with torch.cuda.device_of(inputs[0]):

@@ -322,9 +322,9 @@ def test_the_auto_classes_know_the_model():
     assert type(AutoModelForCausalLM.from_config(config)) is MusicTxForCausalLM
 
 
-def test_a_saved_model_loads_and_generates_where_the_package_is_not_installed(tmp_path, ids):
-    model = make_model()
-    model.save_pretrained(tmp_path / "saved")
+def test_a_saved_model_loads_from_a_folder_of_any_name_where_the_package_is_not_installed(tmp_path, ids):
+    model, folder = make_model(), tmp_path / "it's a modèle + x (1)"
+    model.save_pretrained(folder)
     script = """
 import json, sys, torch
 from transformers import AutoModel, AutoModelForCausalLM
@@ -339,7 +339,7 @@ print(json.dumps(model.generate(ids, max_new_tokens=8, do_sample=False, eos_toke
     environment.pop("PYTHONPATH", None)
     prompt = ids[:, :10]
     result = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "saved"), json.dumps(prompt.tolist())],
+        [sys.executable, "-c", script, str(folder), json.dumps(prompt.tolist())],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -349,7 +349,7 @@ print(json.dumps(model.generate(ids, max_new_tokens=8, do_sample=False, eos_toke
     assert result.returncode == 0, result.stderr[-2000:]
     expected = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert json.loads(result.stdout.splitlines()[-1]) == expected.tolist()
-    assert not [path.name for path in (tmp_path / "saved").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    assert not [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 
 # What libraries around the model need
