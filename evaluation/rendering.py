@@ -119,7 +119,7 @@ DARK = Theme(
 
 
 def find_soundfont(explicit: str | os.PathLike | None = None) -> Path | None:
-    """Find a SoundFont: the one asked for, else a good one of the system's, else the modest one in a wheel.
+    """Find a SoundFont: the requested one, else a good one of the system's, else the modest one in a wheel.
 
     Args:
         explicit: Path of a SoundFont; comes before the environment variable `SOUNDFONT`.
@@ -128,13 +128,13 @@ def find_soundfont(explicit: str | os.PathLike | None = None) -> Path | None:
         The SoundFont's path, or None if there is none on this machine.
 
     Raises:
-        FileNotFoundError: If the file that was asked for does not exist.
+        FileNotFoundError: If the requested file does not exist.
     """
-    asked = explicit or os.environ.get("SOUNDFONT")
-    if asked:
-        if not Path(asked).is_file():
-            raise FileNotFoundError(f"There is no SoundFont {asked}; give the path of an .sf2 file.")
-        return Path(asked)
+    requested = explicit or os.environ.get("SOUNDFONT")
+    if requested:
+        if not Path(requested).is_file():
+            raise FileNotFoundError(f"There is no SoundFont {requested}; give the path of an .sf2 file.")
+        return Path(requested)
     candidates = [Path(folder, name) for name in SOUNDFONT_NAMES for folder in SOUNDFONT_FOLDERS]
     # Found without importing the package, which would bring scipy along.
     wheel = find_spec("pretty_midi")
