@@ -1,11 +1,11 @@
-"""How far each head of a model looks back: its attention by distance."""
+"""The attention of each head of a model by distance."""
 
 import numpy as np
 import torch
 
 from corpus.dataset import IGNORED, EvaluationWindows
 
-# Windows of music that are looked at, from all over a split.
+# Windows to average over, spread evenly over a split.
 WINDOWS = 8
 
 
@@ -23,8 +23,8 @@ def attention_by_distance(model: torch.nn.Module, windows: EvaluationWindows) ->
         windows: Windows of a split.
 
     Returns:
-        The share of each octave of distances in a head's attention, of the tokens in the second halves of the windows:
-        they have a past to choose from. `[layers, heads, octaves]`, adding up to 1 along the last.
+        The share of each octave of distances in a head's attention, averaged over the queries in the second halves of
+        the windows, which have enough context. `[layers, heads, octaves]`, adding up to 1 along the last.
     """
     model.set_attn_implementation("eager")
     model.eval()

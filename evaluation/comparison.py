@@ -1,7 +1,7 @@
-"""Is one set of music like another? The distances from piece to piece, within a set and between sets, compared.
+"""Compare two sets of music by the distances from piece to piece, within a set and between the sets.
 
-A set that is like the reference lies as far from its pieces as these lie from each other: the densities of both kinds
-of distances overlap wholly, and their divergence is zero. How sure that is, with so few pieces, a bootstrap tells.
+If both sets have the same distribution, the densities of both kinds of distances overlap fully, and their divergence
+is zero. A bootstrap over the pieces gives intervals.
 
 Shape letters: N pieces, R pieces of the reference, D values of a statistic, G points of a grid, S resamples.
 
@@ -15,7 +15,7 @@ import numpy as np
 # Points at which densities are taken: some twenty for the width of the kernel that half a million distances have.
 GRID = 2048
 
-# Sets drawn from the pieces of the one that is judged, and the share of them that an interval covers.
+# Resamples of the pieces of the first set, and the share of them that an interval covers.
 RESAMPLES, CONFIDENCE = 1000, 0.95
 
 # The least density, as a share of all, that a divergence divides by: far in a tail it would underflow to zero.
@@ -23,7 +23,7 @@ FLOOR = 1e-12
 
 
 class Estimate(NamedTuple):
-    """A number, and between which others it would lie with other pieces of the same kind.
+    """An estimate with its bootstrap interval.
 
     Args:
         value: The number.
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """How a set of pieces lies to a reference, in one statistic.
+    """The comparison of a set of pieces with a reference in one statistic.
 
     Args:
         overlap: Area under both densities, 0 to 1.
@@ -53,7 +53,7 @@ def compare(pieces: np.ndarray, reference: np.ndarray, seed: int = 0) -> Compari
     """Compare the distances between two sets with those within the second.
 
     Args:
-        pieces: A statistic of each piece of the set that is judged, `[N]` or `[N, D]`.
+        pieces: A statistic of each piece of the first set, `[N]` or `[N, D]`.
         reference: The same of another set, `[R]` or `[R, D]`.
         seed: Of the bootstrap, which draws pieces of the first set; the second one is taken as it is.
 
@@ -87,8 +87,8 @@ def _distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     some, others = (np.asarray(values, dtype=float).reshape(len(values), -1) for values in (some, others))
     # A dimension at a time, for all at once would take D times the memory.
     square = np.zeros((len(some), len(others)))
-    for its, theirs in zip(some.T, others.T, strict=True):
-        square += (its[:, None] - theirs) ** 2
+    for column, other in zip(some.T, others.T, strict=True):
+        square += (column[:, None] - other) ** 2
     return np.sqrt(square)
 
 

@@ -471,6 +471,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return 130
     return 0
 
 

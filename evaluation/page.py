@@ -29,7 +29,7 @@ def words(name: str) -> str:
 
 
 def facts_for_card(measured: dict) -> dict:
-    """Choose what `hub.card` asks for.
+    """Choose the facts that `hub.card` needs.
 
     Args:
         measured: What `evaluation.report` measured.

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from evaluation.metrics import LAGS, TIME_BOUNDS, VELOCITY_BOUNDS
 from evaluation.rendering import DOTS_PER_INCH, KEY_NAMES, LIGHT
 
-# The set that is judged stands out, and the two of real music are alike. They are told apart without colour, too.
+# The model's set stands out from the two of real music. Line styles tell them apart without colour.
 STYLES = (
     {"color": "#c4336a", "linewidth": 2.2, "zorder": 3},
     {"color": "#3f6c9f", "linewidth": 1.4, "linestyle": "--"},

@@ -39,17 +39,14 @@ SOUNDFONT_FOLDERS = (
 # Strings and room die away within two seconds of the last release, in all SoundFonts tried.
 TAIL_SECONDS = 2.0
 
-# With its highest peak at -1 dBFS, MAESTRO's piano is at -18.7 to -13.5 LUFS (24 excerpts, two SoundFonts): all of it
-# can be brought to -20 LUFS without clipping. The ceiling is that of EBU R 128, in dBTP, so that no converter and no
-# lossy encoder overshoots either.
-TARGET_LOUDNESS = -20.0
+# -1 dBFS: room for the overshoot between samples and of lossy encoders. So normalised, MAESTRO's piano is at -18.7 to
+# -13.5 LUFS (24 excerpts, two SoundFonts).
 PEAK = 10 ** (-1 / 20)
-OVERSAMPLING = 4
 
 # How files are written, by suffix. Opus is left out: in an Ogg file the same sound never has the same bytes.
 AUDIO_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3"}
 
-# A port lags so far behind the first event, for the next ones to be made. What a listener can tell from that is late.
+# The delay of a port behind the first event, and the delay beyond that which listeners notice.
 PORT_DELAY_SECONDS = 0.1
 LATE_SECONDS = 0.02
 
@@ -122,7 +119,7 @@ DARK = Theme(
 
 
 def find_soundfont(explicit: str | os.PathLike | None = None) -> Path | None:
-    """Find a SoundFont: the one asked for, else a good one of the system's, else the modest one in a wheel.
+    """Find a SoundFont: the requested one, else a good one of the system's, else the modest one in a wheel.
 
     Args:
         explicit: Path of a SoundFont; comes before the environment variable `SOUNDFONT`.
@@ -131,13 +128,13 @@ def find_soundfont(explicit: str | os.PathLike | None = None) -> Path | None:
         The SoundFont's path, or None if there is none on this machine.
 
     Raises:
-        FileNotFoundError: If the file that was asked for does not exist.
+        FileNotFoundError: If the requested file does not exist.
     """
-    asked = explicit or os.environ.get("SOUNDFONT")
-    if asked:
-        if not Path(asked).is_file():
-            raise FileNotFoundError(f"There is no SoundFont {asked}; give the path of an .sf2 file.")
-        return Path(asked)
+    requested = explicit or os.environ.get("SOUNDFONT")
+    if requested:
+        if not Path(requested).is_file():
+            raise FileNotFoundError(f"There is no SoundFont {requested}; give the path of an .sf2 file.")
+        return Path(requested)
     candidates = [Path(folder, name) for name in SOUNDFONT_NAMES for folder in SOUNDFONT_FOLDERS]
     # Found without importing the package, which would bring scipy along.
     wheel = find_spec("pretty_midi")
@@ -147,7 +144,7 @@ def find_soundfont(explicit: str | os.PathLike | None = None) -> Path | None:
 
 
 def render_audio(score: Score, soundfont: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """Play a score on the SoundFont's grand piano, at an even loudness and without clipping.
+    """Play a score on the SoundFont's grand piano, with the highest peak at -1 dBFS.
 
     Args:
         score: The notes; drums are left out.
@@ -163,7 +160,7 @@ def render_audio(score: Score, soundfont: str | os.PathLike) -> tuple[np.ndarray
     from midirenderer import render_wave_from
 
     score = score.to("second")
-    # The synthesizer stops at the last event; one that says nothing makes it wait for the strings.
+    # The synthesizer stops at the last event; a silent one extends the audio by the strings' decay.
     wait = Track("wait", ttype="second")
     wait.controls.append(ControlChange(score.end() + TAIL_SECONDS, 64, 0, ttype="second"))
     score.tracks = [track for track in score.tracks if not track.is_drum] + [wait]
@@ -180,7 +177,7 @@ def render_audio(score: Score, soundfont: str | os.PathLike) -> tuple[np.ndarray
     del rendered
     audio = np.divide(samples, 2**15, dtype=np.float32)
     del samples
-    _level(audio, sample_rate)
+    _normalize_peak(audio)
     return audio, sample_rate
 
 
@@ -210,73 +207,18 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int) ->
         raise OSError(f"{path} cannot be written: {error}") from error
 
 
-def loudness(audio: np.ndarray, sample_rate: int) -> float:
-    """Measure the integrated loudness in LUFS: what a listener hears, where peaks tell what a converter meets.
-
-    Args:
-        audio: Floats in -1..1, `[samples, channels]`, at 48 kHz, for which the standard gives its filter.
-        sample_rate: In Hz.
-
-    Returns:
-        The loudness; minus infinity for silence or less than 400 ms.
-
-    Source: ITU-R BS.1770-4, with its filters applied to each block's spectrum.
-    """
-    block = round(0.4 * sample_rate)
-    z = np.exp(-2j * np.pi * np.fft.rfftfreq(block, 1 / sample_rate) / 48_000)
-    shelf = np.polyval([1.19839281085285, -2.69169618940638, 1.53512485958697], z)
-    shelf /= np.polyval([0.73248077421585, -1.69065929318241, 1.0], z)
-    high_pass = (1 - z) ** 2 / np.polyval([0.99007225036621, -1.99004745483398, 1.0], z)
-    # Parseval: a block's power is its spectrum's, halves of which mirror each other.
-    weight = 2 * np.abs(shelf * high_pass) ** 2 / block**2
-    channels = np.ascontiguousarray(audio.T)
-    starts = range(0, len(audio) - block + 1, block // 4)
-    spectra = (np.fft.rfft(channels[:, start : start + block]) for start in starts)
-    power = np.array([np.square(np.abs(spectrum)).sum(axis=0) @ weight for spectrum in spectra])
-    # Two gates leave the pauses out: an absolute one at -70 LUFS, and one 10 LU below what passes it.
-    power = power[power > 10 ** ((-70 + 0.691) / 10)]
-    power = power[power > 0.1 * power.mean()] if len(power) else power
-    return -0.691 + 10 * math.log10(power.mean()) if len(power) else -math.inf
-
-
-def true_peak(audio: np.ndarray, sample_rate: int) -> float:
-    """Measure the highest peak of the wave between the samples, where a converter or an encoder will meet it.
-
-    Args:
-        audio: Floats in -1..1, `[samples, channels]`.
-        sample_rate: In Hz.
-
-    Returns:
-        The peak; 1 is full scale.
-
-    Source: ITU-R BS.1770-4, annex 2, with the oversampling done on spectra.
-    """
-    block = round(0.1 * sample_rate)
-    peaks = np.array([np.abs(audio[start : start + block]).max() for start in range(0, len(audio), block)])
-    highest = peaks.max(initial=0.0)
-    # Between its samples a piano rises by a few percent: only what is near the highest needs a closer look.
-    for i in np.flatnonzero(peaks > 0.8 * highest):
-        # The neighbours on both sides keep the ends of the block from ringing.
-        around = audio[max(i - 1, 0) * block : (i + 2) * block]
-        spectrum = np.fft.rfft(around, axis=0)
-        between = OVERSAMPLING * np.fft.irfft(spectrum, OVERSAMPLING * len(around), axis=0)
-        start = OVERSAMPLING * block * min(i, 1)
-        highest = max(highest, np.abs(between[start : start + OVERSAMPLING * block]).max())
-    return float(highest)
-
-
-def _level(audio: np.ndarray, sample_rate: int) -> None:
-    """Bring audio to the target loudness, or as near as its peaks allow, in its own memory."""
-    peak = true_peak(audio, sample_rate)
+def _normalize_peak(audio: np.ndarray) -> None:
+    """Scale audio in place to the highest peak allowed."""
+    peak = max(audio.max(initial=0), -audio.min(initial=0))
     if peak > 0:
-        audio *= np.float32(min(10 ** ((TARGET_LOUDNESS - loudness(audio, sample_rate)) / 20), PEAK / peak))
+        audio *= np.float32(PEAK / peak)
 
 
 class MidiPort:
-    """A MIDI port on which music sounds in time, while it is still being made.
+    """A MIDI port that plays events at their times while the music is still being generated.
 
-    A clock starts with the first event. Should another one arrive after its time, it sounds at once and the clock is
-    put back by as much: the music waits for whoever makes it.
+    A clock starts with the first event. An event that arrives after its time is played at once, and the clock is put
+    back by the delay.
 
     Args:
         name: Name of the port, or a part of it.

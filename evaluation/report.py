@@ -68,7 +68,7 @@ def measure_music(sets: dict[str, list[Score]], seed: int) -> dict:
     """
     notes = {label: [score_to_arrays(piece) for piece in pieces] for label, pieces in sets.items()}
     tables = {label: tabulate(pieces) for label, pieces in notes.items()}
-    *judged, reference = tables
+    *compared, reference = tables
     # Pieces of a few seconds have no long lags.
     names = [name for name in tables[reference] if all(name in table for table in tables.values())]
     measured = {"statistics": {}, "histograms": {}, "self_similarity": {}, "comparison": {}}
@@ -81,7 +81,7 @@ def measure_music(sets: dict[str, list[Score]], seed: int) -> dict:
             name: column.mean(axis=0).tolist() for name, column in columns.items() if column.ndim == 2
         }
         measured["self_similarity"][label] = _mean_self_similarity(notes[label])
-    for label in judged:
+    for label in compared:
         measured["comparison"][label] = {
             name: compare(tables[label][name], tables[reference][name], seed)._asdict()
             for name in names

@@ -1,4 +1,4 @@
-"""The samples of a report, and excerpts of real pieces that are cut in the same way."""
+"""Samples for a report, and excerpts of real pieces that are cut in the same way."""
 
 from collections.abc import Iterable
 

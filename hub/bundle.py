@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from evaluation.loading import load_model, load_model_tokenizer
+from evaluation.plain_text import printable
 from hub.contents import published_files
 from tokenization import MidiGenerationPipeline
 
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         names = bundle(args.folder, args.output_dir)
     except (ValueError, OSError) as error:
-        print(f"hub.bundle: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"hub.bundle: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     print(f"{args.output_dir}: {', '.join(names)}")
     return 0

@@ -227,6 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(printable(f"hub.publish: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("hub.publish: stopped; the same command sends what is missing", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from evaluation.loading import load_model, load_model_tokenizer
+from evaluation.plain_text import printable
 from evaluation.rendering import piano_roll
 from hub.contents import PICTURE, SAMPLE
 from tokenization import MidiGenerationPipeline, generate_music
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         add_sample(options.folder, options.seconds)
     except (ValueError, OSError) as error:
-        print(f"hub.sample: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"hub.sample: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     print(f"{options.folder / SAMPLE} and {PICTURE}")
     return 0

@@ -278,3 +278,13 @@ def test_an_index_that_is_saved_finds_the_same(index, pieces, tmp_path):
     plant = changed(excerpt(pieces["4.mid"], 3.0, 12.0), semitones=1)
     assert loaded.search(plant) == index.search(plant)
     assert loaded.baseline_scores == index.baseline_scores
+
+
+def test_ctrl_c_ends_in_one_line_and_code_130(corpus, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluation.originality.index_corpus", interrupted)
+    assert main(["build", "--corpus", str(corpus), "--index", str(tmp_path / "index")]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "index").exists()
