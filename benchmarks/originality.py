@@ -1,10 +1,10 @@
-"""How many planted copies evaluation.originality finds: passages of training pieces, altered, in held-out music.
+"""The share of planted copies that evaluation.originality finds: altered training passages in held-out music.
 
     python -m benchmarks.originality --corpus data/maestro
 
 Each trial takes a passage of a training piece, alters it, and puts it behind the beginning of a validation piece, half
-a minute together. Passage, pieces and changes are drawn by the seed. What is missed is listed by its number of notes:
-of a passage of twenty notes there is not much to be found.
+a minute together. Passage, pieces and changes are drawn by the seed. Missed passages are listed by their number of
+notes.
 """
 
 import argparse
@@ -64,18 +64,19 @@ def joined(*lines: Line) -> Line:
     return Line(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Plant, look, and print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Plant copies, search for them, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", required=True, help="folder that corpus.prepare wrote")
     parser.add_argument("--trials", type=int, default=40, help="copies of each kind (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same copies (default: %(default)s)")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     try:
         corpus, tokenizer = load_corpus(args.corpus), load_tokenizer(args.corpus)
     except OSError as error:
-        sys.exit(str(error))
+        print(f"benchmarks.originality: {error}", file=sys.stderr)
+        return 2
 
     train, held_out = (corpus[split].with_format("numpy") for split in ("train", "validation"))
     began = time.perf_counter()
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         piece = pieces[int(rng.integers(len(pieces)))]
         return piece["name"], read_line(tokenizer.to_score(piece["input_ids"]))
 
-    print("| change | told to be a copy | of the right piece | slowest, s | notes of those missed |")
+    print("| change | found to be a copy | of the right piece | slowest, s | notes of those missed |")
     print("|---|---|---|---|---|")
     for name, change in CHANGES.items():
         rng = np.random.default_rng(args.seed)
@@ -108,7 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
             missed += [] if found.is_copy else [len(passage.pitch)]
         counts = f"{copies} of {args.trials} | {right} of {args.trials}"
         print(f"| {name} | {counts} | {slowest:.2f} | {', '.join(map(str, sorted(missed)))} |", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,17 +13,40 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill that replaces `path` on success and is removed on failure.
 
     Args:
-        path: The folder to write. While it is being written, it is a hidden folder beside this one.
+        path: The folder to write. While it is being written, it is a hidden folder beside this one, named after the
+            process that writes it.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    remove_unfinished(path.parent)
+    unfinished, replaced = (
+        path.with_name(f".{path.name}.{state}-{os.getpid()}") for state in ("unfinished", "replaced")
+    )
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            path.replace(replaced)
         unfinished.replace(path)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk, this frees the space again
+        for folder in (unfinished, replaced):
+            shutil.rmtree(folder, ignore_errors=True)  # on a full disk, this frees the space again
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed have left in a folder; what a living process writes stays."""
+    for path in folder.glob(".*-*"):
+        name, _, process = path.name.rpartition("-")
+        if name.endswith((".unfinished", ".replaced")) and process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,27 +1,22 @@
-"""Music to a corpus on disk: `python -m corpus.prepare {maestro,giantmidi,jsb,folder,mix} ... --output_dir data/mine`.
+"""Prepare a corpus: `python -m corpus.prepare {maestro,giantmidi,jsb,folder,mix} ... --output_dir data/mine`.
 
 One process reads the files and writes the corpus, the others tokenize. Pieces are written in the order of their
-source, whichever process is done first, so that the same files and the same tokenizer give the same bytes. Everything
-is written aside and renamed when it is whole: a corpus stands complete or not at all. The folder is what a data set on
-the Hub is made of, file for file.
+source, so that the same files and the same tokenizer give the same bytes. A corpus appears complete or not at all. Its
+files are those of a data set on the Hub.
 """
 
 import argparse
-import glob
 import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
-import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -31,6 +26,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
+from corpus.atomic_files import atomic_folder
 from corpus.dataset import load_tokenizer
 from corpus.shards import SplitWriter
 from corpus.sources import SPLITS, GiantMidi, JsbChorales, Maestro, MidiFolder, Mixture, PassedOver, Piece
@@ -61,7 +57,7 @@ class Source(Protocol):
 
 
 class Tokenized(NamedTuple):
-    """What a worker makes of a piece: its ids from BOS to EOS, `uint16 [L]`, and how much music that is."""
+    """A tokenized piece: its ids from BOS to EOS, `uint16 [L]`, and its notes and seconds."""
 
     ids: np.ndarray
     notes: int
@@ -77,14 +73,14 @@ def prepare(
 ) -> dict:
     """Tokenize a source and write it as a `datasets.DatasetDict` with a report and the tokenizer beside it.
 
-    Of pieces with the same ids the first one counts, and what is held out comes first.
+    Of pieces with the same ids only the first is kept; pieces of the validation and test splits come first.
 
     Args:
         source: Yields the pieces.
-        output_dir: Where the corpus will stand.
+        output_dir: The folder to write.
         tokenizer: The paper's encoding unless given.
         num_workers: Processes that tokenize.
-        overwrite: Whether a corpus that stands there may be replaced.
+        overwrite: Whether to replace a corpus that is there.
 
     Returns:
         The report, as it is written to `report.json`.
@@ -99,7 +95,10 @@ def prepare(
     tokenizer = tokenizer or MusicTxTokenizer()
     if len(tokenizer) > 1 << 16:
         raise ValueError(f"The vocabulary has {len(tokenizer)} tokens; a corpus stores at most {1 << 16}.")
-    with _written_aside(Path(output_dir), overwrite) as folder:
+    # A link is resolved, so that the corpus is on the disk that it points to.
+    output_dir = Path(output_dir).resolve()
+    _may_write(output_dir, overwrite)
+    with atomic_folder(output_dir) as folder:
         report = _write_pieces(source, folder, tokenizer, num_workers)
         tokenizer.save_pretrained(folder / "tokenizer")
         (folder / "README.md").write_text(_card(report), encoding="utf-8")
@@ -107,31 +106,13 @@ def prepare(
     return report
 
 
-@contextmanager
-def _written_aside(output_dir: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a folder beside `output_dir` to write to, which takes its place if all goes well and vanishes if not."""
-    # A link is followed, so that the corpus stands on the disk it points to.
-    output_dir = output_dir.resolve()
+def _may_write(output_dir: Path, overwrite: bool) -> None:
+    """Raise FileExistsError if `output_dir` holds files that may not be replaced."""
     if output_dir.exists() and any(output_dir.iterdir()):
         if not (output_dir / REPORT).is_file():
             raise FileExistsError(f"{output_dir} exists and is not a prepared corpus; choose another output_dir.")
         if not overwrite:
             raise FileExistsError(f"{output_dir} is prepared already; add --overwrite to prepare it again.")
-
-    # No two runs share a name, so that what they write never mixes.
-    prefix = f".{output_dir.name}.unfinished-"
-    aside, replaced = (output_dir.with_name(f"{prefix}{uuid.uuid4().hex}") for _ in range(2))
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if overwrite and output_dir.exists():
-            output_dir.replace(replaced)
-        aside.replace(output_dir)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    # What has just been replaced, and what runs that were killed have left.
-    for leftover in output_dir.parent.glob(f"{glob.escape(prefix)}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num_workers: int) -> dict:
@@ -194,10 +175,10 @@ def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num
 def _tokenize(
     pieces: Iterator[Piece], tokenizer: MusicTxTokenizer, num_workers: int
 ) -> Iterator[tuple[Piece, Tokenized | str]]:
-    """Tokenize in parallel: every piece, in order, with what became of it, or with the reason why nothing did.
+    """Tokenize in parallel, and yield every piece in order with its ids, or with the reason why there are none.
 
-    Few tasks are under way at a time, so that memory does not grow with the number of files. A file that takes its
-    process down costs that file: what was under way is then tried again, piece by piece.
+    Few tasks are submitted at a time, so that memory does not grow with the number of files. If a file crashes its
+    process, the submitted pieces are tried again one by one, and only that file is left out.
     """
     underway: deque[list[Piece]] = deque()
     results: deque[Future] = deque()
@@ -224,7 +205,7 @@ def _tokenize(
 
 
 def _tokenize_one_by_one(pieces: list[Piece], tokenizer: MusicTxTokenizer) -> Iterator[tuple[Piece, Tokenized | str]]:
-    """Tokenize in a process beside, in a new one after every piece that takes it down."""
+    """Tokenize in a separate process, and in a new one after every piece that crashes it."""
     pool = _pool(tokenizer, num_workers=1)
     for piece in pieces:
         try:
@@ -237,8 +218,8 @@ def _tokenize_one_by_one(pieces: list[Piece], tokenizer: MusicTxTokenizer) -> It
 
 
 def _pool(tokenizer: MusicTxTokenizer, num_workers: int) -> ProcessPoolExecutor:
-    # Forked workers have torch and transformers loaded already, which takes a spawned one seconds. Forking is safe
-    # here because workers touch nothing that has threads; where a platform advises against it, it is not done.
+    # Forked workers have torch and transformers loaded; spawned ones need seconds for it. Forking is safe here because
+    # workers use nothing with threads; it is not done on platforms that advise against it.
     method = "fork" if sys.platform == "linux" else "spawn"
     context = multiprocessing.get_context(method)
     return ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(tokenizer,))
@@ -247,7 +228,7 @@ def _pool(tokenizer: MusicTxTokenizer, num_workers: int) -> ProcessPoolExecutor:
 def _start_worker(tokenizer: MusicTxTokenizer) -> None:
     global _tokenizer
     _tokenizer = tokenizer
-    # Ctrl-C is for the process that writes. Should that one be killed, its workers must not wait for it forever.
+    # Only the writing process handles Ctrl-C. If it is killed, its workers must end too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -274,7 +255,7 @@ def _tokenized_or_reason(music: bytes | np.ndarray) -> Tokenized | str:
 
 
 def summary(report: dict) -> str:
-    """Say what a report holds, for the eye."""
+    """Format a report for the terminal."""
     lines = [_table(report)]
     passed_over = report["passed_over"]
     lines.append(f"passed over: {len(passed_over):,} of {report['files']:,} files")
@@ -295,7 +276,7 @@ def _table(report: dict) -> str:
 
 
 def _card(report: dict) -> str:
-    """The page of the data set on the Hub; by its head, `datasets.load_dataset` finds the splits."""
+    """Return the card of the data set on the Hub; its metadata tells `datasets.load_dataset` the splits."""
     files = "".join(f"  - split: {split}\n    path: {split}/data-*.arrow\n" for split in SPLITS)
     return f"""---
 license: {report["licence"]}
@@ -319,21 +300,21 @@ fingerprint: {report["fingerprint"]}
 
 
 def push_to_hub(corpus_dir: str | Path, repo_id: str) -> str:
-    """Publish a corpus as it stands, in one commit; a repository that is made for it is private.
+    """Publish a corpus in one commit; a new repository is private.
 
     Args:
         corpus_dir: The folder that `prepare` wrote.
         repo_id: The data set on the Hub, `user/name`.
 
     Returns:
-        Where it is found.
+        Its URL.
 
     Raises:
-        OSError: The Hub cannot be reached, or says no.
+        OSError: The Hub cannot be reached, or refuses.
     """
     hub = HfApi()
     try:
-        # The music is seldom one's own to give away; who may can open it on the Hub.
+        # Few users own the rights to their corpus; those who do can make it public on the Hub.
         address = hub.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
         hub.upload_folder(
             repo_id=repo_id,
@@ -368,9 +349,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, what: str, where: str, required: bool = True) -> argparse.ArgumentParser:
         source = sources.add_parser(name, help=what, description=f"Prepare {what}.")
-        source.add_argument(
-            "--input", "--archive", "--input_dir", dest="path", metavar="PATH", required=required, help=where
-        )
+        source.add_argument("--input", dest="path", metavar="PATH", required=required, help=where)
         return source
 
     maestro = add("maestro", "MAESTRO, in its official split", "the archive or folder; downloaded if left out", False)
@@ -379,21 +358,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("giantmidi", "GiantMIDI-Piano, split by composition", "the archive or folder that its authors hand out")
     add("jsb", "the JSB Chorales, in their usual split", "Jsb16thSeparated.json")
-    folder = add(
-        "folder", "your own MIDI files, split by content", "the folder or zip archive, searched to its depths"
-    )
+    folder = add("folder", "your own MIDI files, split by content", "the folder or zip archive, with its subfolders")
     folder.add_argument("--metadata", help="a csv with file_name and any of split, composer and title")
     mix = sources.add_parser("mix", help="corpora that are prepared already, as one", description="Mix corpora.")
     mix.add_argument("corpora", type=_mixture, help="folders and weights: data/maestro=1,data/giantmidi=0.5")
     for name in ("maestro", "giantmidi", "folder"):
         sources.choices[name].add_argument(
-            "--tokenizer", default="Performance", help="a saved tokenizer's folder, or an encoding such as REMI"
+            "--tokenizer", default="Performance", help="folder of a saved tokenizer, or an encoding such as REMI"
         )
     for source in sources.choices.values():
-        source.add_argument("--output_dir", required=True, help="where the corpus will stand")
+        source.add_argument("--output_dir", required=True, help="folder of the corpus")
         source.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
-        source.add_argument("--overwrite", action="store_true", help="replace the corpus that stands at --output_dir")
-        source.add_argument("--push_to_hub", metavar="USER/NAME", help="publish it as a data set, private at first")
+        source.add_argument("--overwrite", action="store_true", help="replace the corpus at --output_dir")
+        source.add_argument("--push_to_hub", metavar="USER/NAME", help="publish it as a private data set")
     return parser
 
 
@@ -404,8 +381,8 @@ def _source_and_tokenizer(options: argparse.Namespace) -> tuple[Source, MusicTxT
         mixture = Mixture(options.corpora)
         tokenizers = {folder: load_tokenizer(folder) for folder in options.corpora}
         (one, tokenizer), *others = tokenizers.items()
-        for other, its in others:
-            if its.get_vocab() != tokenizer.get_vocab():
+        for other, other_tokenizer in others:
+            if other_tokenizer.get_vocab() != tokenizer.get_vocab():
                 raise ValueError(f"{one} and {other} have different vocabularies; prepare both with one tokenizer.")
         return mixture, tokenizer
     tokenizer = find_encoding(options.tokenizer)
@@ -416,10 +393,10 @@ def _source_and_tokenizer(options: argparse.Namespace) -> tuple[Source, MusicTxT
     return MidiFolder(options.path, options.metadata), tokenizer
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, prepare, and say what came of it; what a user can mend ends in one line and code 2."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     try:
         source, tokenizer = _source_and_tokenizer(options)
         report = prepare(source, options.output_dir, tokenizer, options.num_workers, options.overwrite)
@@ -429,11 +406,12 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"published: {push_to_hub(options.output_dir, options.push_to_hub)}")
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing is left behind", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

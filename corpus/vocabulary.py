@@ -61,19 +61,19 @@ def readable(tokenizer: MusicTxTokenizer, pieces: list[Piece], limit: int) -> tu
     return music, tokens
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, train, and say what came of it; what a user can mend ends in one line and code 2."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m corpus.vocabulary", description="Make a tokenizer, and train it.")
-    parser.add_argument("source", choices=SOURCES, help="where the music comes from; its train split is learned from")
+    parser.add_argument("source", choices=SOURCES, help="source of the music; the train split is used")
     parser.add_argument("--input", metavar="PATH", required=True, help="its archive or folder")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the tokenizer is saved")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the tokenizer")
     parser.add_argument(
         "--encoding", default="Performance", help=f"{', '.join(ENCODINGS)}, or a saved one (default: %(default)s)"
     )
     parser.add_argument("--vocab_size", type=int, required=True, help="tokens to reach")
     parser.add_argument("--model", default="BPE", help="BPE, Unigram or WordPiece (default: %(default)s)")
     parser.add_argument("--max_pieces", type=int, default=200, help="pieces to learn from (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     try:
         if options.output_dir.exists():
             raise FileExistsError(f"{options.output_dir} exists already; choose another output_dir.")
@@ -86,15 +86,16 @@ def main(arguments: list[str] | None = None) -> None:
         trained.save_pretrained(options.output_dir)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{len(music)} pieces taught {len(trained) - len(tokenizer)} tokens beside the {len(tokenizer)} there were")
+        return 2
+    print(f"{len(music)} pieces gave {len(trained) - len(tokenizer)} new tokens beside the {len(tokenizer)} before")
     held_out = [piece for piece in pieces if piece.split == "validation"]
     music, before = readable(tokenizer, held_out, MEASURED_PIECES)
     if music:
         after = sum(len(trained.encode(each)) for each in music)
         print(f"{len(music)} validation pieces: {before:,} tokens without them, {after:,} with ({after / before:.0%})")
     print(f"tokenizer: {options.output_dir}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

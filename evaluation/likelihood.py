@@ -1,4 +1,4 @@
-"""How well a model predicts real music: negative log-likelihood per token, per note and per second of music.
+"""Negative log-likelihood of real music under a model: per token, per note and per second of music.
 
 `python -m evaluation.likelihood --model FOLDER --corpus data/maestro --split validation` scores a saved model on a
 whole split; with `accelerate launch -m evaluation.likelihood ...` several processes share the work and give the same
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from corpus.dataset import IGNORED, EvaluationWindows, load_corpus, load_tokenizer
 from evaluation.loading import load_model
+from evaluation.plain_text import printable
 from tokenization import MusicTxTokenizer
 
 
@@ -190,7 +191,7 @@ def summarize(scores: Scores, amount: Amount) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.likelihood", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder, or user/name on the Hub")
     parser.add_argument("--corpus", required=True, help="prepared corpus: a folder, or user/name on the Hub")
@@ -201,16 +202,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the numbers and the curve along the window")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     args = parser.parse_args(argv)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped before all windows were scored; nothing was written", file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as error:
+        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
+        return 2
 
+
+def _run(args: argparse.Namespace) -> int:
+    """Score the split, shared by all processes, and print the numbers."""
     # Given explicitly: otherwise several processes without an accelerator would not form a group.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    try:
-        windows = ContextWindows(load_corpus(args.corpus)[args.split], args.length, args.context)
-        tokenizer = load_tokenizer(args.corpus)
-        model = load_model(args.model, args.trust_remote_code).to(accelerator.device)
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    windows = ContextWindows(load_corpus(args.corpus)[args.split], args.length, args.context)
+    tokenizer = load_tokenizer(args.corpus)
+    model = load_model(args.model, args.trust_remote_code).to(accelerator.device)
     share = Subset(windows, range(accelerator.process_index, len(windows), accelerator.num_processes))
     scores = torch.zeros(3, args.length, dtype=torch.float64, device=accelerator.device)
     if len(share):

@@ -1,10 +1,10 @@
-"""What music is like, in numbers and histograms: of one piece, of a set, and of a set beside another.
+"""Statistics and histograms of music: of one piece, of a set, and of a set compared with another.
 
     python -m evaluation.metrics samples
     python -m evaluation.metrics samples --reference maestro-v2.0.0 --seconds 30 --pedal
 
-Notes are taken as they are written. A recording that leans on the sustain pedal compares with generated music, whose
-notes last as long as they sound, once it has gone through the tokenizer: `--pedal` here, and elsewhere
+Notes are taken as they are written. The notes of generated music last as long as they sound; to compare it with a
+recording that uses the sustain pedal, extend the recording's notes: `--pedal` here, and elsewhere
 `tokenizer.to_score(tokenizer.encode(path))`.
 
 Shape letters: N notes, W windows.
@@ -21,6 +21,7 @@ import numpy as np
 from symusic import Score
 
 from evaluation.comparison import compare
+from evaluation.plain_text import printable
 
 # Times are sorted into half octaves of seconds, 12 ms to 8.6 s, and what lies beyond. None of the bounds is a multiple
 # of 10 ms, so that rounding does not decide.
@@ -29,24 +30,27 @@ TIME_BOUNDS = 0.01 * 2 ** (0.25 + np.arange(20) / 2)
 # Velocities in fours, as the tokenizer writes them.
 VELOCITY_BOUNDS = np.arange(5, 128, 4)
 
-# Onsets as a pattern: recordings know no bars, so these are those of four quarters at 120, in sixteenths.
+# Bars for the pattern of onsets: recordings have none, so these are four quarters at 120, in sixteenths.
 BAR_SECONDS, BAR_CELLS = 2.0, 16
 
-# How far apart windows of a second are compared. What sounds on is alike for less than three seconds.
+# Lags between windows of one second. Sustained notes make windows similar for less than three seconds.
 # Source: the scales of Wu & Yang 2020 (arXiv 2008.01307), section 3.4.
 LAGS = {"short": slice(3, 8), "middle": slice(8, 15), "long": slice(15, None)}
 
 # Added to times that are counted in bars, cells or windows: many lie on a border, and rounding should not decide.
 ROUNDING_SECONDS = 5e-4
 
-# Notes in a row that are a figure: in a 64-bit integer there is room for eight keys.
+# A longer file is broken, and its windows of a second would fill the memory.
+MAX_HOURS = 24
+
+# Notes in a row that make a figure: a 64-bit integer holds eight keys.
 FIGURE_NOTES = 8
 
-# What tells how much music there is rather than what it is like.
+# Statistics of the amount of music, which are not compared.
 AMOUNTS = ("notes", "seconds")
 
 
-class Notes(NamedTuple):
+class NoteArrays(NamedTuple):
     """The notes of a score in order of onset, one array element each.
 
     Args:
@@ -62,8 +66,14 @@ class Notes(NamedTuple):
     velocity: np.ndarray
 
 
-def read_notes(score: Score) -> Notes:
-    """Merge the notes of all tracks but drums; notes of no length make no sound and are left out."""
+def score_to_arrays(score: Score) -> NoteArrays:
+    """Merge the notes of all tracks but drums; notes of no length make no sound and are left out.
+
+    Raises:
+        ValueError: The score's numbers make no sense; the bounds are those of the tokenizer.
+    """
+    if score.ticks_per_quarter <= 0:
+        raise ValueError(f"{score.ticks_per_quarter} ticks per quarter; at least 1 is needed")
     tracks = [track.notes.numpy() for track in score.to("second").tracks if not track.is_drum]
     time, duration, pitch, velocity = (
         np.concatenate([np.empty(0), *(track[name] for track in tracks)])
@@ -71,17 +81,23 @@ def read_notes(score: Score) -> Notes:
     )
     order = np.lexsort((pitch, time))
     order = order[duration[order] > 0]
-    return Notes(time[order], (time + duration)[order], pitch[order].astype(int), velocity[order].astype(int))
+    time, duration, pitch, velocity = (field[order] for field in (time, duration, pitch, velocity))
+    hours = ((time + duration).max() - time[0]) / 3600 if len(time) else 0
+    if not hours <= MAX_HOURS:
+        raise ValueError(f"{hours:.0f} hours long; more than {MAX_HOURS} mean that the file is broken")
+    if pitch.min(initial=0) < 0:
+        raise ValueError(f"a note of pitch {pitch.min():.0f}; pitches are 0 to 127")
+    return NoteArrays(time, time + duration, pitch.astype(int), velocity.astype(int))
 
 
-def cut(notes: Notes, seconds: float) -> Notes:
+def cut(notes: NoteArrays, seconds: float) -> NoteArrays:
     """Return the notes that begin within some seconds of the first one; all end when these are over."""
     limit = notes.start.min(initial=np.inf) + seconds
     start, end, pitch, velocity = (field[notes.start < limit] for field in notes)
-    return Notes(start, np.minimum(end, limit), pitch, velocity)
+    return NoteArrays(start, np.minimum(end, limit), pitch, velocity)
 
 
-def describe(music: "Score | Notes") -> dict[str, float]:
+def describe(music: "Score | NoteArrays") -> dict[str, float]:
     """Count and average over the notes of one piece.
 
     Args:
@@ -103,7 +119,7 @@ def describe(music: "Score | Notes") -> dict[str, float]:
         - `self_similarity_short`, `_middle`, `_long`: see `self_similarity`; lags from 3, 8 and 15 seconds on
         - `repeated_figures`: share of the runs of eight notes that strike the same keys as one before, 0..1
     """
-    notes = music if isinstance(music, Notes) else read_notes(music)
+    notes = music if isinstance(music, NoteArrays) else score_to_arrays(music)
     start, end, pitch, velocity = notes
     if len(start) == 0:
         return {"notes": 0.0, "seconds": 0.0}
@@ -136,7 +152,7 @@ def describe(music: "Score | Notes") -> dict[str, float]:
     return {name: float(value) for name, value in statistics.items() if value is not None}
 
 
-def grooving_similarity(notes: Notes) -> float | None:
+def grooving_similarity(notes: NoteArrays) -> float | None:
     """Compare the onsets of every bar with those of every other, cell by cell; bars are `BAR_SECONDS` long.
 
     Args:
@@ -158,7 +174,7 @@ def grooving_similarity(notes: Notes) -> float | None:
     return 1 - 2 * (struck * (bars - struck)).sum() / (BAR_CELLS * bars * (bars - 1))
 
 
-def self_similarity(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
+def self_similarity(notes: NoteArrays) -> tuple[np.ndarray, np.ndarray]:
     """Compare the harmony of every second with that of every later one: how long which pitch classes sound.
 
     Args:
@@ -196,7 +212,7 @@ def _autocorrelation(rows: np.ndarray) -> np.ndarray:
     return np.fft.irfft((abs(np.fft.rfft(rows, size)) ** 2).sum(axis=0), size)[: rows.shape[1]]
 
 
-def repeated_figures(notes: Notes) -> float | None:
+def repeated_figures(notes: NoteArrays) -> float | None:
     """Count the runs of `FIGURE_NOTES` notes whose keys were struck in this order before.
 
     Args:
@@ -214,7 +230,7 @@ def repeated_figures(notes: Notes) -> float | None:
     return 1 - len(np.unique(figures)) / runs
 
 
-def histograms(music: "Score | Notes") -> dict[str, np.ndarray]:
+def histograms(music: "Score | NoteArrays") -> dict[str, np.ndarray]:
     """Sort the notes of one piece.
 
     Args:
@@ -228,7 +244,7 @@ def histograms(music: "Score | Notes") -> dict[str, np.ndarray]:
         - `inter_onsets`: the times from onset to onset, between the same, `[21]`
         - `velocities`: in fours, `[32]`
     """
-    start, end, pitch, velocity = music if isinstance(music, Notes) else read_notes(music)
+    start, end, pitch, velocity = music if isinstance(music, NoteArrays) else score_to_arrays(music)
     if len(start) < 2:
         return {}
     return {
@@ -243,7 +259,7 @@ def _shares(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     return np.bincount(np.digitize(values, bounds), minlength=len(bounds) + 1) / len(values)
 
 
-def tabulate(pieces: Iterable["Score | Notes"]) -> dict[str, np.ndarray]:
+def tabulate(pieces: Iterable["Score | NoteArrays"]) -> dict[str, np.ndarray]:
     """Take every statistic and histogram of every piece of a set.
 
     Args:
@@ -257,7 +273,7 @@ def tabulate(pieces: Iterable["Score | Notes"]) -> dict[str, np.ndarray]:
     """
     columns = {}
     for piece in pieces:
-        notes = piece if isinstance(piece, Notes) else read_notes(piece)
+        notes = piece if isinstance(piece, NoteArrays) else score_to_arrays(piece)
         for name, value in (describe(notes) | histograms(notes)).items():
             columns.setdefault(name, []).append(value)
     if not columns:
@@ -265,7 +281,7 @@ def tabulate(pieces: Iterable["Score | Notes"]) -> dict[str, np.ndarray]:
     return {name: np.array(rows) for name, rows in columns.items()}
 
 
-def read_folder(folder: Path, seconds: float | None = None, pedal: bool = False) -> dict[str, Notes]:
+def read_folder(folder: Path, seconds: float | None = None, pedal: bool = False) -> dict[str, NoteArrays]:
     """Read all MIDI files of a folder and its subfolders; broken ones are named on stderr and passed over.
 
     Args:
@@ -287,9 +303,9 @@ def read_folder(folder: Path, seconds: float | None = None, pedal: bool = False)
     pieces = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi")):
         try:
-            notes = read_notes(tokenizer.to_score(tokenizer.encode(path)) if pedal else Score(path))
+            notes = score_to_arrays(tokenizer.to_score(tokenizer.encode(path)) if pedal else Score(path))
         except (OSError, RuntimeError, ValueError) as error:  # symusic raises RuntimeError for broken files
-            print(f"passed over {path}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(printable(f"passed over {path}: {' '.join(str(error).split())}"), file=sys.stderr)
             continue
         pieces[str(path)] = notes if seconds is None else cut(notes, seconds)
     if not pieces:
@@ -336,16 +352,17 @@ def main(argv: list[str] | None = None) -> int:
         pieces = read_folder(args.folder, args.seconds, args.pedal)
         reference = read_folder(args.reference, args.seconds, args.pedal) if args.reference else {}
     except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(printable(f"{parser.prog}: {error}"), file=sys.stderr)
         return 2
 
     table = tabulate(pieces.values())
     found = {"pieces": {path: describe(notes) for path, notes in pieces.items()}}
-    heads = [f"{args.folder.name}: {len(pieces)}"]
+    heads = [f"{printable(args.folder.name)}: {len(pieces)}"]
     rows = {name: [_spread(column)] for name, column in table.items()}
     if reference:
         known = tabulate(reference.values())
-        heads += [f"{args.reference.name}: {len(reference)}", "overlap", "overlap of its halves", "divergence"]
+        heads.append(f"{printable(args.reference.name)}: {len(reference)}")
+        heads += ["overlap", "overlap of its halves", "divergence"]
         found["comparison"] = compare_tables(table, known, args.seed)
         for name, row in rows.items():
             row.append(_spread(known[name]) if name in known else "-")

@@ -29,7 +29,8 @@ from safetensors.numpy import load_file, save_file
 from symusic import Note, Score, Tempo, Track
 
 from corpus.dataset import load_corpus, load_tokenizer
-from evaluation.metrics import read_notes
+from evaluation.metrics import score_to_arrays
+from evaluation.plain_text import printable
 from tokenization import MusicTxTokenizer
 
 # Onsets closer than this are one chord, whose notes are in the order of their pitches.
@@ -123,7 +124,7 @@ class Originality(NamedTuple):
 
 def read_line(score: Score) -> Line:
     """Return the notes of a score, without drums, as one line."""
-    notes = read_notes(score)
+    notes = score_to_arrays(score)
     chord = np.cumsum(np.diff(notes.start, prepend=0) >= CHORD_SECONDS)
     order = np.lexsort((notes.pitch, chord))
     # A chord begins with the first of its notes, and they are still in the order of their starts.
@@ -305,13 +306,34 @@ class Index:
         try:
             arrays = load_file(folder / ARRAYS)
             facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{folder} holds no index; make one with the command build ({error}).") from None
-        index.seeds, index.places = arrays.pop("seeds"), arrays.pop("places")
-        index.line = Line(**arrays)
-        index.names, index.ends = facts["names"], np.array(facts["ends"])
-        index.baseline_scores = facts["baseline_scores"]
+            index.seeds, index.places = arrays.pop("seeds"), arrays.pop("places")
+            index.line = Line(**arrays)
+            index.names, index.ends = facts["names"], np.array(facts["ends"], dtype=np.int64)
+            index.baseline_scores = facts["baseline_scores"]
+            index._check()
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder} holds no index that can be read; make one with the command build ({error})."
+            ) from None
         return index
+
+    def _check(self) -> None:
+        """Refuse arrays that do not belong together."""
+        notes, arrays = len(self.line.pitch), (*self.line, self.seeds, self.places, self.ends)
+        fits = (
+            all(array.ndim == 1 for array in arrays)
+            and all(len(field) == notes for field in self.line)
+            and len(self.seeds) == len(self.places)
+            and self.seeds.dtype == np.uint64
+            and self.line.pitch.dtype == np.uint8
+            and ((self.places >= 0) & (self.places < notes)).all()
+            and len(self.names) == len(self.ends)
+            and (np.diff(self.ends, prepend=0) >= 0).all()
+            and self.ends[-1:].tolist() == [notes]
+            and all(isinstance(score, int) for score in self.baseline_scores)
+        )
+        if not fits:
+            raise ValueError("its arrays do not fit together")
 
 
 def _align(pitch: np.ndarray, gap: np.ndarray, line: Line) -> np.ndarray:
@@ -445,9 +467,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             index = Index.load(args.index)
             for path in args.midi:
-                print(report(path, index, args.output_dir), flush=True)
+                print(printable(report(path, index, args.output_dir)), flush=True)
     except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     return 0
 
@@ -468,7 +490,7 @@ def report(path: Path, index: Index, output_dir: Path | None = None) -> str:
     """
     try:
         line = read_line(Score.from_midi(path.read_bytes()))
-    except RuntimeError as error:  # what symusic raises for broken files
+    except (RuntimeError, ValueError) as error:  # symusic raises RuntimeError for broken files
         raise ValueError(f"{path}: not a MIDI file, or a broken one ({error}).") from None
     found = index.search(line)
     passage = found.passage

@@ -1,6 +1,8 @@
-"""What a report's numbers say: the page in Markdown, and the facts for the model card."""
+"""The text of a report: the page in Markdown, and the facts for the model card."""
 
 from pathlib import Path
+
+from evaluation.plain_text import escape_markdown
 
 # The statistics of the model card; the page has all.
 FOR_CARD = (
@@ -21,7 +23,7 @@ FOR_CARD = (
 )
 
 
-def spell(name: str) -> str:
+def words(name: str) -> str:
     """Write the name of a statistic in words."""
     return name.replace("_", " ")
 
@@ -39,11 +41,11 @@ def facts_for_card(measured: dict) -> dict:
     names = [name for name in FOR_CARD if name in statistics["model"]]
     facts = {
         "statistics": {
-            spell(name): {label: round(statistics[label][name][0], 3) for label in ("model", "validation")}
+            words(name): {label: round(statistics[label][name][0], 3) for label in ("model", "validation")}
             for name in names
         },
         "overlap": {
-            spell(name): {label: round(comparison[label][name]["overlap"][0], 3) for label in ("model", "validation")}
+            words(name): {label: round(comparison[label][name]["overlap"][0], 3) for label in ("model", "validation")}
             for name in comparison["model"]
             if name in names or name in measured["histograms"]["model"]
         },
@@ -85,22 +87,22 @@ def write_page(measured: dict) -> str:
     """
     settings = measured["settings"]
     parts = [
-        f"# {Path(settings['model']).name}, measured",
+        f"# Evaluation of {escape_markdown(Path(settings['model']).name)}",
         f"{settings['num_samples']} pieces of {settings['seconds']:g} seconds ([samples](samples)), from nothing "
         f"with top-p {settings['top_p']:g} and seed {settings['seed']}, beside the beginnings of real pieces.",
         *_likelihood(measured),
         *_music(measured),
         "![Histograms](histograms.png)",
         "## Structure",
-        "How alike the harmony of two seconds is, by how far they are apart: the mean cosine of how long each pitch "
-        "class sounds in them. The table has the means over short, middle and long lags.",
+        "Similarity of the harmony of two seconds, by the lag between them: the mean cosine of the time that each "
+        "pitch class sounds in them. The table has the means over short, middle and long lags.",
         "![Self-similarity by lag](self_similarity.png)",
         "## Originality",
         originality_text(measured),
-        *(f"- {line}" for line in measured["originality"]["lines"]),
+        *(f"- {escape_markdown(line)}" for line in measured["originality"]["lines"]),
         "## Attention",
-        "How far each head looks, on validation music: the share of its attention that lies so many tokens back. The "
-        "heads of a layer are sorted from near to far.",
+        "The share of each head's attention by distance in tokens, on validation music. The heads of a layer are "
+        "sorted from near to far.",
         "![Attention by distance](attention.png)",
     ]
     return "\n\n".join(parts) + "\n"
@@ -112,13 +114,13 @@ def _likelihood(measured: dict) -> list[str]:
     rows = [
         [
             split,
-            f"{its['nats_per_token']:.4f}",
-            f"{its['nats_per_note']:.3f}",
-            f"{its['nats_per_second']:.2f}",
-            f"{its['accuracy']:.1%}",
-            f"{its['tokens']:,}",
+            f"{result['nats_per_token']:.4f}",
+            f"{result['nats_per_note']:.3f}",
+            f"{result['nats_per_second']:.2f}",
+            f"{result['accuracy']:.1%}",
+            f"{result['tokens']:,}",
         ]
-        for split, its in measured["likelihood"].items()
+        for split, result in measured["likelihood"].items()
     ]
     names = ["split", "nats per token", "per note", "per second of music", "top-1 accuracy", "tokens"]
     return [
@@ -132,7 +134,7 @@ def _music(measured: dict) -> list[str]:
     sets = list(measured["statistics"])
     statistics = [
         [
-            spell(name),
+            words(name),
             *(
                 f"{mean:.3g} ± {deviation:.2g}"
                 for mean, deviation in (of_set[name] for of_set in measured["statistics"].values())
@@ -143,18 +145,18 @@ def _music(measured: dict) -> list[str]:
     comparison = measured["comparison"]
     rows = [
         [
-            spell(name),
+            words(name),
             *(_estimate(comparison[label][name][kind]) for kind in ("overlap", "divergence") for label in comparison),
         ]
         for name in comparison["model"]
     ]
     return [
         "## Music",
-        "Mean and deviation over the pieces; `evaluation/metrics.py` says how each is counted.",
+        "Mean and deviation over the pieces; `evaluation/metrics.py` defines each statistic.",
         _table(["", *sets], statistics),
-        "Distances to the training pieces beside the distances between these (Yang & Lerch 2020): overlap of both "
-        "densities, 1 if the music is alike, and their divergence in nats, 0 if it is. In brackets, where 95% of sets "
-        "of as many such pieces would lie. Validation is what real music reaches.",
+        "Distances to the training pieces compared with the distances between these (Yang & Lerch 2020): overlap of "
+        "both densities, 1 for equal distributions, and their divergence in nats, 0 for equal ones. In brackets, the "
+        "95% interval of a bootstrap over the pieces. The validation pieces show what real music reaches.",
         _table(["", *(f"{kind}, {label}" for kind in ("overlap", "divergence") for label in comparison)], rows),
     ]
 

@@ -1,4 +1,4 @@
-"""Notes for the ear and for the eye: sound through a SoundFont, a live MIDI port, and a piano roll.
+"""Audio and pictures of notes: sound through a SoundFont, a live MIDI port, and a piano roll.
 
 Sound comes from `midirenderer`, a synthesizer in a Python wheel, and is written by `soundfile`, whose wheel brings the
 encoders along: no system library is needed, only a SoundFont.
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from symusic import ControlChange, Score, Track
 
-from evaluation.metrics import Notes, read_notes
+from evaluation.metrics import NoteArrays, score_to_arrays
 
 # Best piano first. Compressed SoundFonts (.sf3) are left out: the synthesizer does not read them.
 SOUNDFONT_NAMES = ("MuseScore_General_Full.sf2", "MuseScore_General.sf2", "FluidR3_GM.sf2", "default-GM.sf2")
@@ -362,7 +362,7 @@ def piano_roll(score: Score, path: str | os.PathLike, prompt_seconds: float = 0.
         prompt_seconds: How much of the beginning was given rather than generated.
         theme: `LIGHT` or `DARK`.
     """
-    notes, pedal = read_notes(score), _read_pedal(score)
+    notes, pedal = score_to_arrays(score), _read_pedal(score)
     # Rounded, because single precision makes sixty seconds a little more than a minute.
     seconds = round(max(float(notes.end.max(initial=0)), prompt_seconds, 1.0), 3)
     rows = min(math.ceil(seconds / MAX_ROW_SECONDS), MAX_ROWS)
@@ -441,7 +441,7 @@ def _draw_keyboard(axes: Axes, keys: np.ndarray, theme: Theme) -> None:
     axes.spines[:].set(visible=True, color=theme.key_line, linewidth=0.6)
 
 
-def _draw_notes(axes: Axes, notes: Notes, keys: np.ndarray, theme: Theme) -> None:
+def _draw_notes(axes: Axes, notes: NoteArrays, keys: np.ndarray, theme: Theme) -> None:
     """Draw the notes that the axes' time limits show, over one lane for each key."""
     begin, finish = axes.get_xlim()
     black = keys[np.isin(keys % 12, BLACK_KEYS)]

@@ -31,9 +31,10 @@ from evaluation.attention import attention_by_distance, octaves
 from evaluation.comparison import compare
 from evaluation.likelihood import amount_of_music, score, summarize
 from evaluation.loading import find_model, load_model, load_model_tokenizer
-from evaluation.metrics import AMOUNTS, read_notes, self_similarity, tabulate
+from evaluation.metrics import AMOUNTS, score_to_arrays, self_similarity, tabulate
 from evaluation.page import facts_for_card, write_page
 from evaluation.pictures import draw_attention, draw_histograms, draw_self_similarity
+from evaluation.plain_text import printable
 from evaluation.sampling import excerpt_scores, sample_scores
 from tokenization import MusicTxTokenizer
 
@@ -65,7 +66,7 @@ def measure_music(sets: dict[str, list[Score]], seed: int) -> dict:
         lag in seconds; and, of all but the last, the `comparison` of every statistic and histogram, overlap and
         divergence with both ends of their intervals.
     """
-    notes = {label: [read_notes(piece) for piece in pieces] for label, pieces in sets.items()}
+    notes = {label: [score_to_arrays(piece) for piece in pieces] for label, pieces in sets.items()}
     tables = {label: tabulate(pieces) for label, pieces in notes.items()}
     *judged, reference = tables
     # Pieces of a few seconds have no long lags.
@@ -100,7 +101,7 @@ def _mean_self_similarity(pieces: list) -> list[float]:
 
 
 def measure_originality(paths: list[Path], index: originality.Index, folder: Path) -> dict:
-    """Look for pieces in the training set, and write the passages that are most alike, and all that are copies.
+    """Search the training set for the samples' passages, and write the most similar one and all copies.
 
     Args:
         paths: MIDI files.
@@ -108,8 +109,8 @@ def measure_originality(paths: list[Path], index: originality.Index, folder: Pat
         folder: Where the passages are written.
 
     Returns:
-        `pieces` in the training set; what is `normal` for held-out music; of each file, by its name, `found`; and, for
-        the eye, `lines` about those whose passages were written.
+        `pieces` in the training set; the `baseline_scores` of held-out music; the result for each file by its name in
+        `found`; and `lines` of text about those whose passages were written.
     """
     found = {path: index.search(originality.read_line(Score(path))) for path in paths}
     most_alike = max(paths, key=lambda path: found[path].passage.alignment_score)
@@ -117,7 +118,9 @@ def measure_originality(paths: list[Path], index: originality.Index, folder: Pat
     return {
         "pieces": len(index.names),
         "baseline_scores": index.baseline_scores,
-        "found": {path.name: its._asdict() | {"passage": its.passage._asdict()} for path, its in found.items()},
+        "found": {
+            path.name: result._asdict() | {"passage": result.passage._asdict()} for path, result in found.items()
+        },
         "lines": [originality.report(path, index, folder).replace(str(path), path.name, 1) for path in written],
     }
 
@@ -167,14 +170,23 @@ def load(args: argparse.Namespace) -> tuple[torch.nn.Module, MusicTxTokenizer, D
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     args = parse(argv)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print(f"python -m evaluation.report: stopped; {args.output_dir} is not complete", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Measure everything and write the folder."""
     try:
         model, tokenizer, corpus = load(args)
         index = originality.index_corpus(corpus["train"], corpus["validation"], tokenizer, args.seconds)
         (args.output_dir / "samples").mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        print(f"python -m evaluation.report: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"python -m evaluation.report: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
 
     measured = {"settings": vars(args) | {"output_dir": str(args.output_dir)}, "likelihood": {}}
@@ -208,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, content in {"report": measured, "facts": facts_for_card(measured)}.items():
         (args.output_dir / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (args.output_dir / "report.md").write_text(write_page(measured), encoding="utf-8")
-    print(args.output_dir / "report.md")
+    print(printable(args.output_dir / "report.md"))
     return 0
 
 

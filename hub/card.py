@@ -7,12 +7,19 @@ The card is `model_card.md` filled with the size and shape of the folder's model
 import argparse
 import json
 import math
+import re
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_origin
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
+
+from evaluation.plain_text import printable
+
+# What the types of facts are called in JSON.
+KINDS = {str: "a string", int: "a whole number", dict: "an object"}
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -81,8 +88,9 @@ def read_facts(paths: list[Path]) -> Facts:
         raise ValueError(f"unknown facts: {', '.join(unknown)}; the known ones are {', '.join(names)}.")
     needed = [fact.name for fact in fields(Facts) if fact.default_factory is MISSING]
     if missing := [name for name in needed if not found.get(name)]:
-        raise ValueError(f"missing or empty facts: {', '.join(missing)}; add them to {paths[-1]}.")
+        raise ValueError(f"missing or empty facts: {', '.join(missing)}; add them to {paths[-1]} (see --template).")
     facts = Facts(**found)
+    _check_types(facts)
     rows = [*facts.statistics.items(), *facts.overlap.items()]
     if odd := [name for name, row in rows if row.keys() != {"model", "validation"}]:
         raise ValueError(f"statistics and overlap need the two numbers model and validation each: {', '.join(odd)}.")
@@ -90,6 +98,30 @@ def read_facts(paths: list[Path]) -> Facts:
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         raise ValueError("nll, statistics and overlap must be finite numbers.")
     return facts
+
+
+def _check_types(facts: Facts) -> None:
+    """Refuse facts of another type than the card's, and those that would not stay in their place on it."""
+    for fact in fields(Facts):
+        value, kind = getattr(facts, fact.name), get_origin(fact.type) or fact.type
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{fact.name} is {json.dumps(value)}; it must be {KINDS[kind]}.")
+    for name in ("statistics", "overlap"):
+        if odd := [row for row, numbers in getattr(facts, name).items() if not isinstance(numbers, dict)]:
+            raise ValueError(f"{name} need an object with model and validation for each row: {', '.join(odd)}.")
+    if not re.fullmatch(r"[\w./-]+", facts.repository):
+        raise ValueError(f"repository is {facts.repository!r}; write it as user/name.")
+    if not re.fullmatch(r"https?://[^\s()<>]+", facts.dataset_url):
+        raise ValueError(f"dataset_url is {facts.dataset_url!r}; it must begin with http:// or https://.")
+
+
+def _on_card(value):
+    """Make text harmless on a card: no HTML, no control characters, and no end of a code span."""
+    if isinstance(value, dict):
+        return {_on_card(name): _on_card(inner) for name, inner in value.items()}
+    if not isinstance(value, str):
+        return value
+    return printable(" ".join(value.split())).replace("<", "&lt;").replace("|", "\\|")
 
 
 def count_parameters(folder: Path) -> int:
@@ -120,7 +152,7 @@ def make_card(folder: Path, facts: Facts) -> ModelCard:
 
     Args:
         folder: A folder with `config.json` and `*.safetensors`.
-        facts: What the folder does not know.
+        facts: What cannot be read from the folder.
 
     Returns:
         The card, with metadata that the Hub understands.
@@ -156,22 +188,40 @@ def make_card(folder: Path, facts: Facts) -> ModelCard:
     )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return ModelCard.from_template(
-        data, str(TEMPLATE), name=name, facts=facts, config=config, parameters=count_parameters(folder)
+        data,
+        str(TEMPLATE),
+        name=name,
+        facts=_on_card(asdict(facts)) | {"recipe": printable(facts.recipe).replace("`", "'")},
+        config=config,
+        parameters=count_parameters(folder),
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user."""
-    parser = argparse.ArgumentParser(prog="python -m hub.card", description="Write a folder's model card.")
-    parser.add_argument("folder", type=Path, help="folder with the model")
-    parser.add_argument("--facts", type=Path, nargs="+", required=True, help="JSON files with the facts")
+    parser = argparse.ArgumentParser(
+        prog="python -m hub.card",
+        description="Write a folder's model card.",
+        epilog=Facts.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, nargs="?", help="folder with the model")
+    parser.add_argument("--facts", type=Path, nargs="+", help="JSON files with the facts")
+    parser.add_argument("--template", action="store_true", help="print a JSON file of facts to fill in, and end")
     options = parser.parse_args(argv)
+    if options.template:
+        empty = {fact.name: (get_origin(fact.type) or fact.type)() for fact in fields(Facts)}
+        print(json.dumps(empty, indent=2))
+        return 0
+    if options.folder is None or not options.facts:
+        print("hub.card: give a folder and --facts; --template prints a file of facts to fill in.", file=sys.stderr)
+        return 2
     try:
         make_card(options.folder, read_facts(options.facts)).save(options.folder / "README.md")
     except (ValueError, OSError) as error:
-        print(f"hub.card: {error}", file=sys.stderr)
+        print(printable(f"hub.card: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
-    print(options.folder / "README.md")
+    print(printable(options.folder / "README.md"))
     return 0
 
 

@@ -19,6 +19,7 @@ from huggingface_hub.utils import disable_progress_bars, logging
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
+from evaluation.plain_text import printable
 from hub.contents import PICTURE, SAMPLE, published_files
 
 # The classes that each file must map to the folder's own code.
@@ -58,12 +59,17 @@ def check_folder(folder: Path) -> None:
     if not {"model.safetensors", "model.safetensors.index.json"} & set(belong):
         linked = " that is no symbolic link" if "model.safetensors" in others else ""
         raise ValueError(f"{folder} has no model.safetensors{linked}; save the model there with save_pretrained.")
+    stored = {}
     for path in folder.glob("*.safetensors"):
         try:
             with safe_open(path, framework="numpy") as weights:
-                weights.keys()
+                stored.update(dict.fromkeys(weights.keys(), path.name))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is broken ({error}); save the model again.") from error
+    if not stored:
+        raise ValueError(f"{folder} has weights without a tensor; save the model again.")
+    if "model.safetensors.index.json" in belong:
+        _check_shards(folder, stored)
     for name, classes in AUTO_CLASSES.items():
         if name not in belong:
             raise ValueError(f"{folder} has no {name}; save model and tokenizer there with save_pretrained.")
@@ -78,6 +84,23 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder}/README.md does not begin with YAML; python -m hub.card writes it.") from error
     if not card.data.license:
         raise ValueError(f"{folder}/README.md names no license; python -m hub.card writes it.")
+
+
+def _check_shards(folder: Path, stored: dict[str, str]) -> None:
+    """Refuse an index that names tensors which are not in the files it names.
+
+    Args:
+        folder: The folder with the index.
+        stored: The name of the file of each tensor.
+    """
+    path = folder / "model.safetensors.index.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        absent = sorted({file for name, file in named.items() if stored.get(name) != file})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is broken ({error}); save the model again.") from error
+    if absent:
+        raise ValueError(f"{path} names tensors of {', '.join(absent)} that are not there; save the model again.")
 
 
 def _has_sample(folder: Path) -> bool:
@@ -130,7 +153,7 @@ def publish(folder: Path, repository: str, private: bool = False, revision: str 
         add_sample(folder)
     api = HfApi()
     try:
-        _again(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
+        _again(lambda: _create(api, repository, private))
         if revision is not None:
             _again(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
         commit = _again(
@@ -145,6 +168,17 @@ def publish(folder: Path, repository: str, private: bool = False, revision: str 
     except (HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
         raise ConnectionError(f"{repository} was not published: {_advice(error)}.") from error
     return commit.commit_url
+
+
+def _create(api: HfApi, repository: str, private: bool) -> None:
+    """Create a repository if it does not exist."""
+    try:
+        api.create_repo(repository, private=private or None)
+    except HfHubHTTPError:
+        # The Hub refuses one that exists with 409, and with 401 or 403 where the token may write but not create. Not
+        # left to `exist_ok`, which takes every 409 for the first and expects its body.
+        if not api.repo_exists(repository):
+            raise
 
 
 def _again(request: Callable):
@@ -189,9 +223,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(publish(options.folder, options.repository, options.private, options.revision))
         if left := published_files(options.folder)[1]:
-            print(f"not published: {', '.join(left)}", file=sys.stderr)
+            print(printable(f"not published: {', '.join(left)}"), file=sys.stderr)
     except (ValueError, OSError) as error:
-        print(f"hub.publish: {error}", file=sys.stderr)
+        print(printable(f"hub.publish: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     return 0
 

@@ -13,9 +13,8 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 class Buffer:
     """Memory for rows, and how many of them are written.
 
-    Shallow copies of a cache share their buffers, and with them the count: of two branches that continue the same
-        rows,
-    the first writes behind them, and the second gets a buffer of its own.
+    Shallow copies of a cache share buffers and counts. Of two branches that continue the same rows, the first writes
+    behind them, and the second gets a buffer of its own.
 
     Args:
         tensor: [B, H, R, D].
@@ -29,7 +28,7 @@ class Buffer:
 class BufferedLayer(DynamicLayer):
     """Transformers' layer for all keys and values, in a buffer."""
 
-    buffers = (None, None)
+    __slots__ = ("buffers",)  # not in `__dict__`, all tensors of which the exporters take for contents of the cache
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
@@ -44,7 +43,7 @@ class BufferedLayer(DynamicLayer):
 class BufferedSlidingWindowLayer(DynamicSlidingWindowLayer):
     """Transformers' layer for a window of keys and values, in a buffer."""
 
-    buffers = (None, None)
+    __slots__ = ("buffers",)  # as above
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
@@ -70,7 +69,7 @@ def extend(
     """Return a layer's keys and values followed by new ones, in its buffers; shapes as for `append`."""
     if not layer.is_initialized:
         layer.lazy_initialization(key_states, value_states)
-    key_buffer, value_buffer = layer.buffers
+    key_buffer, value_buffer = getattr(layer, "buffers", (None, None))
     keys, key_buffer = append(layer.keys, key_states, key_buffer)
     values, value_buffer = append(layer.values, value_states, value_buffer)
     layer.buffers = (key_buffer, value_buffer)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,10 +42,15 @@ except ImportError:  # PyTorch for CPUs comes without Triton
 
 # Transformers calls the cache `cache` from 5.24 on and `past_key_values` before: in outputs, masks and layers.
 CACHE_NAME = (
-    "cache"
-    if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}
-    else ("past_key_values")
+    "cache" if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)} else "past_key_values"
 )
+
+
+# What `generate()` adds to a prompt by default: about 25 seconds of piano at MAESTRO's 40 events a second.
+DEFAULT_NEW_TOKENS = 1024
+
+# PEFT's default for LoRA.
+LORA_TARGETS = ["qkv_proj", "o_proj", "up_proj", "down_proj"]
 
 
 def accepts_cache(forward: Callable) -> Callable:
@@ -193,6 +199,9 @@ class MusicTxAttention(nn.Module):
             sliding_window=self.config.sliding_window,
             **kwargs,
         )
+        if torch.compiler.is_exporting():
+            # Exporters replace attention by operators whose output may have other strides than the traced one.
+            output = output.clone(memory_format=torch.contiguous_format)
         return apply_linear(self.o_proj, output.reshape(batch, query_length, -1)), weights
 
 
@@ -245,6 +254,12 @@ class MusicTxPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MusicTxDecoderLayer, "attentions": MusicTxAttention}
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # PEFT looks up a model's default LoRA targets in a table of its own; it is not imported for that alone.
+        if peft := sys.modules.get("peft.utils.constants"):
+            peft.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(self.config.model_type, LORA_TARGETS)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Default to blocked attention, or to sdpa if there is no relative term to compute."""
@@ -410,6 +425,23 @@ class MusicTxForCausalLM(MusicTxPreTrainedModel, GenerationMixin):
         self.model = MusicTxModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _prepare_generated_length(
+        self, generation_config, has_default_max_length: bool, input_ids_length: int, **kwargs
+    ):
+        """Add `DEFAULT_NEW_TOKENS` to the prompt if the caller gives no length; Transformers adds 20."""
+        is_default = has_default_max_length and generation_config.max_new_tokens is None
+        if is_default:
+            generation_config.max_length = DEFAULT_NEW_TOKENS
+        generation_config = super()._prepare_generated_length(
+            generation_config,
+            has_default_max_length=has_default_max_length,
+            input_ids_length=input_ids_length,
+            **kwargs,
+        )
+        if is_default:  # without this, Transformers warns of its own default
+            generation_config.max_new_tokens = generation_config.max_length - input_ids_length
+        return generation_config
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs):
         """Let the dynamic cache that `generate` creates grow in place; a cache of the caller stays as it is."""

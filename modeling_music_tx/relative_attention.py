@@ -19,6 +19,9 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Queries in a block: half as many cost 8 to 10 percent at 8,192 keys or a batch of 8, and nothing at 2,048 keys.
 BLOCK_QUERIES = 128
@@ -452,6 +455,9 @@ def blocked_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """The default attention: in blocks if `takes_blocks`, otherwise as a bias through sdpa."""
+    if kwargs.pop("output_attentions", False):
+        implementation = module.config._attn_implementation
+        logger.warning_once(f'attn_implementation "{implementation}" returns no attention weights; use "eager".')
     if relative_embeddings is not None and takes_blocks(query, key, attention_mask, offset, distances):
         output = blocked_relative_attention(
             query, key, value, relative_embeddings, scaling, attention_mask, sliding_window, dropout

@@ -105,12 +105,48 @@ def test_a_gap_in_the_facts_is_named_and_no_card_is_written(folder, capsys, fact
         ({"statistics": {"polyphony": {"model": 3.0}}}, "polyphony"),
         ({"overlap": {"silence": {"validation": 0.9}}}, "silence"),
         ({"overlap": {"silence": {"model": math.inf, "validation": 0.9}}}, "finite"),
+        ({"license": ["mit"]}, "license"),
+        ({"repository": 3}, "repository"),
+        ({"repository": 'a/b", trust_remote_code=True)\nimport os #'}, "repository"),
+        ({"dataset_url": "javascript:alert(1)"}, "dataset_url"),
+        ({"tokens_seen": "many"}, "tokens_seen"),
+        ({"tokens_seen": True}, "tokens_seen"),
+        ({"nll": [2.5]}, "nll"),
+        ({"nll": {"validation": "2.5"}}, "finite"),
+        ({"statistics": [["polyphony", 3.0]]}, "statistics"),
+        ({"statistics": {"polyphony": 3.0}}, "polyphony"),
+        ({"overlap": {"silence": ["model", "validation"]}}, "silence"),
     ],
 )
 def test_a_fact_that_cannot_be_meant_is_refused(folder, capsys, change, word):
     assert write(folder, FACTS | change) == 2
     assert word in capsys.readouterr().err
     assert not (folder / "README.md").exists()
+
+
+def test_facts_that_are_no_object_end_in_one_line(folder, capsys):
+    assert write(folder, ["license"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_html_and_control_characters_in_facts_do_not_work_on_the_card(folder):
+    outside = "<img src=x onerror=alert(1)> \x1b[2J | `"
+    texts = ("license", "dataset", "dataset_license", "training_data", "recipe", "hardware", "memorization")
+    assert write(folder, FACTS | dict.fromkeys(texts, outside) | {"dataset_id": "maestro"}) == 0
+    text = ModelCard.load(folder / "README.md").text
+    # What stands in a code span is not rendered.
+    assert text.count("<img") == text.count("Recipe: `<img") == 1
+    assert "\x1b" not in text
+
+
+def test_the_template_lists_every_fact_for_filling_in(folder, capsys):
+    assert main(["--template"]) == 0
+    template = json.loads(capsys.readouterr().out)
+    assert template.keys() == FACTS.keys() | {"overlap"}
+    assert write(folder, template) == 2
+    assert write(folder, template, FACTS) == 0
+    assert main([]) == 2
+    assert "--template" in capsys.readouterr().err
 
 
 def test_the_snippet_plays_on_a_machine_that_has_only_transformers(tmp_path):

@@ -20,7 +20,7 @@ import torch
 from symusic import Note, Score, Track
 
 import generate
-from evaluation.metrics import describe, read_notes
+from evaluation.metrics import describe, score_to_arrays
 from evaluation.rendering import find_soundfont, key_name
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer, music_generation
@@ -88,7 +88,7 @@ def notes_of(path):
     """The notes of a file as a list of (start, end, pitch, velocity), times in hundredths."""
     return [
         (round(100 * start), round(100 * end), pitch, velocity)
-        for start, end, pitch, velocity in zip(*read_notes(Score(path)), strict=True)
+        for start, end, pitch, velocity in zip(*score_to_arrays(Score(path)), strict=True)
     ]
 
 

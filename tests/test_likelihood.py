@@ -198,6 +198,26 @@ def test_the_command_line_prints_the_numbers_and_writes_the_curve(folders, capsy
     )
 
 
+def test_ctrl_c_ends_in_one_line_and_code_130(folders, capsys, monkeypatch):
+    folder, _ = folders
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evaluation.likelihood.score", interrupted)
+    assert main(["--model", str(folder / "model"), "--corpus", str(folder / "corpus"), "--length", "64"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_pickled_weights_are_refused_in_one_line(folders, capsys):
+    folder, _ = folders
+    (folder / "model" / "model.safetensors").unlink()
+    torch.save({}, folder / "model" / "pytorch_model.bin")
+    assert main(["--model", str(folder / "model"), "--corpus", str(folder / "corpus")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "model.safetensors" in line
+
+
 def test_a_mistake_ends_in_one_line_and_code_2(folders, capsys):
     folder, _ = folders
     for words, complaint in {

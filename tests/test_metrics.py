@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from symusic import ControlChange, Note, Score, Tempo, Track
 
-from evaluation.metrics import TIME_BOUNDS, cut, describe, histograms, main, read_notes, self_similarity, tabulate
+from evaluation.metrics import TIME_BOUNDS, cut, describe, histograms, main, score_to_arrays, self_similarity, tabulate
 
 
 def score_of(*notes, ticks_per_quarter=500, quarters_per_minute=120, is_drum=False):
@@ -169,7 +169,7 @@ def test_tracks_are_merged_and_drums_left_out():
 
 
 def test_notes_come_in_order_of_onset():
-    notes = read_notes(score_of((500, 100, 64, 64), (0, 100, 67, 64), (0, 100, 60, 64)))
+    notes = score_to_arrays(score_of((500, 100, 64, 64), (0, 100, 67, 64), (0, 100, 60, 64)))
     assert notes.pitch.tolist() == [60, 67, 64]
 
 
@@ -207,14 +207,14 @@ def test_what_returns_after_twenty_seconds_shows_at_that_lag():
     theme = [(1000 * second, 1000, 60 + 7 * second % 12, 64) for second in range(10)]
     other = [(10_000 + 500 * place, 250, (61, 63)[place % 2], 64) for place in range(20)]
     again = [(20_000 + start, *rest) for start, *rest in theme]
-    similarity, pairs = self_similarity(read_notes(score_of(*theme, *other, *again)))
+    similarity, pairs = self_similarity(score_to_arrays(score_of(*theme, *other, *again)))
     assert pairs.tolist() == list(range(30, 0, -1))
     assert similarity[20] == pytest.approx(1)
     assert similarity[[19, 21]].max() < 0.1
 
 
 def test_silent_seconds_are_like_nothing_and_do_not_count():
-    similarity, pairs = self_similarity(read_notes(score_of((0, 1000, 60, 64), (5000, 1000, 72, 64))))
+    similarity, pairs = self_similarity(score_to_arrays(score_of((0, 1000, 60, 64), (5000, 1000, 72, 64))))
     assert pairs.tolist() == [2, 0, 0, 0, 0, 1]
     assert similarity == pytest.approx([1, 0, 0, 0, 0, 1])
 
@@ -264,7 +264,7 @@ def test_pretty_midi_finds_the_same(tmp_path):
 
 
 def test_music_is_cut_so_many_seconds_after_its_first_note():
-    notes = cut(read_notes(score_of((1000, 5000, 60, 64), (2500, 100, 62, 64), (3000, 100, 64, 64))), seconds=2)
+    notes = cut(score_to_arrays(score_of((1000, 5000, 60, 64), (2500, 100, 62, 64), (3000, 100, 64, 64))), seconds=2)
     assert notes.start == pytest.approx([1, 2.5])
     assert notes.end == pytest.approx([3, 2.6])
 
@@ -292,7 +292,7 @@ def test_the_command_describes_a_folder_and_passes_over_what_is_broken(midi_fold
     assert "midi: 6" in printed.out
     pieces = json.loads(output.read_text())["pieces"]
     (six,) = (piece for path, piece in pieces.items() if path.endswith("six.mid"))
-    assert six == describe(cut(read_notes(Score(midi_folder / "deeper" / "six.mid")), 5))
+    assert six == describe(cut(score_to_arrays(Score(midi_folder / "deeper" / "six.mid")), 5))
     assert max(piece["seconds"] for piece in pieces.values()) == pytest.approx(5)
 
 
@@ -317,6 +317,24 @@ def test_with_the_pedal_notes_last_as_long_as_they_sound(make_score, tmp_path):
         (piece,) = json.loads((tmp_path / "found.json").read_text())["pieces"].values()
         lengths.append(piece["note_seconds"])
     assert lengths[1] > 1.5 * lengths[0]
+
+
+@pytest.mark.parametrize("pedal", [[], ["--pedal"]])
+def test_music_of_more_than_a_day_is_passed_over(midi_folder, pedal, capsys):
+    # Two notes 35 million seconds apart: a few dozen bytes, and 35 million windows of a second.
+    score_of((0, 500, 60, 64), (35_000_000, 500, 62, 64), quarters_per_minute=0.12).dump_midi(midi_folder / "year.mid")
+    assert main([str(midi_folder), *pedal]) == 0
+    error = capsys.readouterr().err
+    assert "year.mid: " in error
+    assert "more than 24 mean that the file is broken" in error
+
+
+def test_escapes_in_a_file_name_do_not_reach_the_terminal(midi_folder, broken_midis, capsys):
+    (midi_folder / "\x1b[31mred.mid").write_bytes(broken_midis["text"])
+    assert main([str(midi_folder)]) == 0
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert r"\x1b[31mred.mid" in error
 
 
 def test_a_folder_without_music_ends_in_one_line(tmp_path, capsys):

@@ -1,9 +1,11 @@
 """The model is one function of its ids, whichever way it is computed: backend, cache, padding, chunks, window."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -416,3 +418,51 @@ def test_operators_have_a_valid_namespace_in_a_folder_of_any_name(name):
     assert attention.operator_namespace(module).isidentifier()
     assert attention.operator_namespace(module) != attention.operator_namespace(module.replace(name, "other"))
     assert attention.operator_namespace("a b") != attention.operator_namespace("a+b")
+
+
+def test_a_request_for_attention_weights_names_the_implementation_that_has_none(caplog, monkeypatch):
+    monkeypatch.setattr(attention.logger, "warning_once", attention.logger.warning)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    small()(torch.tensor([[1, 2, 3]]), output_attentions=True)
+    small().generate(torch.tensor([[1, 2, 3]]), output_attentions=True, max_new_tokens=2)
+    assert '"blocked_relative" returns no attention weights; use "eager"' in caplog.text
+    assert "sdpa" not in caplog.text
+
+
+def test_generate_makes_music_without_being_given_a_length():
+    prompt = torch.tensor([[1, 2, 3]])
+    assert small().generate(prompt, eos_token_id=None).shape == (1, 3 + 1024)
+    assert small(max_position_embeddings=50).generate(prompt, eos_token_id=None).shape == (1, 50)
+    assert small().generate(prompt, max_length=10, eos_token_id=None).shape == (1, 10)
+    assert small().generate(prompt, max_new_tokens=10, eos_token_id=None).shape == (1, 13)
+
+
+@pytest.mark.parametrize("window", [None, 9], ids=["full", "window"])
+def test_drafts_of_the_first_layer_do_not_change_what_is_generated(window):
+    model, prompt = small(sliding_window=window, **LOUD), torch.tensor([[5, 6, 7, 8]])
+    settings = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
+    drafted = model.generate(prompt, assistant_early_exit=1, **settings)
+    assert torch.equal(drafted, model.generate(prompt, **settings))
+
+
+def test_lora_has_default_targets(monkeypatch):
+    constants = types.SimpleNamespace(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING={})
+    monkeypatch.setitem(sys.modules, "peft.utils.constants", constants)
+    names = {name.split(".")[-1] for name, module in small().model.named_modules() if type(module) is torch.nn.Linear}
+    assert set(constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["music_tx"]) == names
+
+
+def test_the_model_exports_for_onnx_with_gradients_enabled():
+    """The ONNX exporter replaces attention by operators whose output has other strides than the traced one."""
+    model, ids = small(), torch.randint(3, 40, (2, 12))
+    program = torch.export.export(model, (ids,), {"use_cache": False}).run_decompositions()
+    torch.testing.assert_close(program.module()(ids, use_cache=False).logits, model(ids).logits)
+
+
+def test_an_exported_cache_holds_keys_and_values_alone():
+    ids = torch.randint(3, 40, (2, 12))
+    with torch.no_grad():
+        cache = small()(ids, use_cache=True).past_key_values
+    for layer in cache.layers:
+        assert [name for name, value in vars(layer).items() if isinstance(value, torch.Tensor)] == ["keys", "values"]
+        assert not [name for name, value in vars(layer).items() if hasattr(value, "tensor")]

@@ -1,8 +1,11 @@
 """What is copied is found, in any key, faster, or with notes changed; and what is not is called original."""
 
+import json
+
 import datasets
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from symusic import Score
 
 from benchmarks.originality import altered, joined
@@ -222,7 +225,10 @@ def test_the_benchmark_plants_copies_and_counts_what_is_found(corpus, capsys):
     ("words", "complaint"),
     [
         (["build", "--corpus", "absent", "--index", "index"], "absent is not a prepared corpus"),
-        (["check", "own.mid", "--index", "absent"], "absent holds no index; make one with the command build"),
+        (
+            ["check", "own.mid", "--index", "absent"],
+            "absent holds no index that can be read; make one with the command build",
+        ),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_code_2(words, complaint, capsys):
@@ -236,6 +242,34 @@ def test_a_file_that_is_no_midi_is_named(index, tmp_path, capsys):
     (tmp_path / "text.mid").write_text("no music")
     assert main(["check", str(tmp_path / "text.mid"), "--index", str(tmp_path / "index")]) == 2
     assert "text.mid: not a MIDI file" in capsys.readouterr().err
+
+
+def test_an_index_of_another_shape_is_refused_in_one_line(index, tmp_path, capsys):
+    own = str(tmp_path / "own.mid")
+    for number, (arrays, facts) in enumerate(
+        [
+            ({"seeds": index.seeds}, {}),
+            ({"places": index.places[:-1]}, {}),
+            ({"places": index.places + len(index.line.pitch)}, {}),
+            ({"pitch": index.line.pitch.reshape(-1, 1)}, {}),
+            ({"more": index.places}, {}),
+            ({}, {"ends": [[1, 2]]}),
+            ({}, {"ends": None}),
+            ({}, {"names": ["1.mid"]}),
+            ({}, {"baseline_scores": ["high"]}),
+            ({}, {"baseline_scores": None}),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        index.save(folder)
+        written = load_file(folder / "index.safetensors") if number else {}
+        save_file(written | arrays, folder / "index.safetensors")
+        known = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps(known | facts))
+        assert main(["check", own, "--index", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "holds no index that can be read" in error
 
 
 def test_an_index_that_is_saved_finds_the_same(index, pieces, tmp_path):

@@ -109,6 +109,7 @@ def test_a_refusal_ends_in_one_line_that_says_what_to_do_and_hides_the_token(hub
     [
         ["/create", 429, 2],
         ["/create", 503, 1],
+        ["/create", 409, 2],
         ["/branch/", 503, 1],
         ["/commit/", 409, 2],
         ["/commit/", 503, 1],
@@ -126,9 +127,16 @@ def test_a_busy_hub_and_a_cut_connection_are_tried_again(hub, folder, tmp_path, 
     assert hub.repositories["someone/nocturne"].files("nightly") == held_by(folder)
 
 
-@pytest.mark.parametrize(("status", "word"), [(409, "changed elsewhere"), (429, "too many requests")])
-def test_a_hub_that_stays_busy_is_given_up_in_one_line(hub, folder, tmp_path, status, word):
-    hub.faults.append(["/commit/" if status == 409 else "/create", status, 100])
+@pytest.mark.parametrize(
+    ("part", "status", "word"),
+    [
+        ("/create", 409, "changed elsewhere"),
+        ("/commit/", 409, "changed elsewhere"),
+        ("/create", 429, "too many requests"),
+    ],
+)
+def test_a_hub_that_stays_busy_is_given_up_in_one_line(hub, folder, tmp_path, part, status, word):
+    hub.faults.append([part, status, 100])
     run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
@@ -204,15 +212,17 @@ def test_files_that_do_not_belong_to_a_model_and_links_are_not_sent_and_named(hu
         (folder / name).write_bytes(b"secret")
     (tmp_path / "outside.wav").write_bytes(b"secret")
     (folder / "sample.wav").symlink_to(tmp_path / "outside.wav")
+    (folder / "notes\x1b[2J.md").write_bytes(b"secret")
     run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
     assert run.returncode == 0, run.stderr
     assert hub.repositories["someone/nocturne"].files() == arriving
-    assert run.stderr == f"not published: {', '.join(sorted([*others, 'sample.wav']))}\n"
+    others += ["notes\\x1b[2J.md", "sample.wav"]
+    assert run.stderr == f"not published: {', '.join(sorted(others))}\n"
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x08\x00"])
-def test_broken_weights_are_refused_before_anything_is_sent(hub, folder, tmp_path, damage):
-    (folder / "model.safetensors").write_bytes(damage)
+@pytest.mark.parametrize("kept", [0, 2, -1])
+def test_broken_weights_are_refused_before_anything_is_sent(hub, folder, tmp_path, kept):
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:kept])
     run = run_publish(hub.environment(tmp_path), folder, "someone/nocturne")
     assert run.returncode == 2
     assert "model.safetensors is broken" in run.stderr
@@ -227,8 +237,26 @@ def test_a_model_saved_without_its_code_is_refused(folder):
 
 def test_a_sharded_model_is_as_good_as_one_file(folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    (folder / "model.safetensors.index.json").write_text("{}")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"embedding": "model-00001-of-00001.safetensors"}}))
     check_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["", "{}", '{"weight_map": ["embedding"]}', '{"weight_map": {"embedding": "model-00002-of-00002.safetensors"}}'],
+)
+def test_an_index_of_shards_that_are_not_there_is_refused(folder, index):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"index\.json (is broken|names tensors)"):
+        check_folder(folder)
+
+
+def test_weights_without_a_tensor_are_refused(folder):
+    save_file({}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="without a tensor"):
+        check_folder(folder)
 
 
 def test_a_card_without_a_license_is_refused(folder):

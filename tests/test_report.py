@@ -10,7 +10,7 @@ import torch
 from symusic import Score
 
 from evaluation import report
-from evaluation.metrics import read_notes, tabulate
+from evaluation.metrics import score_to_arrays, tabulate
 from evaluation.page import facts_for_card, write_page
 from evaluation.sampling import excerpt_scores, sample_scores
 from hub.card import Facts
@@ -149,7 +149,7 @@ def test_excerpts_are_cut_at_the_token_that_reaches_the_time_and_all_notes_end_t
     tokenizer = MusicTxTokenizer()
     pieces = report.load_corpus(corpus)["validation"].with_format("numpy")["input_ids"]
     for ids, score in zip(pieces, excerpt_scores(pieces, tokenizer, SECONDS), strict=True):
-        whole, notes = read_notes(tokenizer.to_score(ids)), read_notes(score)
+        whole, notes = score_to_arrays(tokenizer.to_score(ids)), score_to_arrays(score)
         elapsed = tokenizer.token_seconds[ids].cumsum()
         end = elapsed[elapsed >= SECONDS - 0.001][0]
         assert notes.start == pytest.approx(whole.start[whole.start < end - 0.001])
@@ -162,8 +162,27 @@ def test_what_a_model_plays_is_well_formed_and_as_long_as_asked_for(model):
     assert len(scores) == 3
     for score in scores:
         # The last shift of time is of a second at most.
-        assert read_notes(score).end.max() < SECONDS + 1
+        assert score_to_arrays(score).end.max() < SECONDS + 1
         assert MusicGrammar(tokenizer).violations(tokenizer(score)["input_ids"]) == []
+
+
+def test_names_on_the_page_are_text_and_not_html_or_markdown(measured):
+    outside = {"settings": measured["settings"] | {"model": "runs/<b>*m*"}}
+    outside["originality"] = measured["originality"] | {"lines": ["1.mid: original; as in <script>a</script> [x](y)"]}
+    page = write_page(measured | outside)
+    assert "<" not in page
+    assert r"# Evaluation of &lt;b>\*m\*" in page
+    assert r"\[x\](y)" in page
+
+
+def test_ctrl_c_ends_in_one_line_and_code_130(model, corpus, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "sample_scores", interrupted)
+    words = ["--model", str(model), "--corpus", str(corpus), "--output_dir", str(tmp_path / "out")]
+    assert report.main([*words, "--splits", "--length", "64"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_end(corpus, steady, tmp
     command = [sys.executable, train.__file__, *flags(corpus, tmp_path / "run", STEADY, {"save_steps": 1})]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
-        while process.poll() is None and not names(tmp_path / "run", ".checkpoint-4.unfinished"):
+        while process.poll() is None and not names(tmp_path / "run", ".checkpoint-4.unfinished-*"):
             time.sleep(0.0005)
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""`docs/transformers.md` is true: its snippets run, in their order, on a tiny model in place of the shipped one."""
+"""`docs/transformers.md` is true of the shipped model and of a tiny one without a window: its snippets run."""
 
 import re
 from importlib.util import find_spec
@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from hub.bundle import bundle
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 
-PAGE = (Path(__file__).parents[1] / "docs" / "transformers.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
 
 # What the page says -> what is run here: the graph is the same, and no compiler of C++ is needed.
 TINY = {
@@ -42,12 +44,15 @@ def is_installed(name):
         return False
 
 
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory, make_score):
-    """A folder with what the page takes for granted, and the names that the snippets so far have defined."""
+@pytest.fixture(scope="module", params=["tiny", "shipped"])
+def reader(request, tmp_path_factory, make_score):
+    """A folder with the files that the page uses, and the names that the snippets so far have defined."""
     folder = tmp_path_factory.mktemp("reader")
     make_score(seconds=30).dump_midi(folder / "performance.mid")
     torch.manual_seed(0)
+    if request.param == "shipped":
+        bundle(ROOT / "checkpoints" / "maestro-small", folder / "checkpoints" / "maestro-small")
+        return folder, {}
     tokenizer = MusicTxTokenizer()
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "max_relative_distance": 24}
     # Weights large enough that a relative term that is left out, or wrong, is seen in the logits.

@@ -75,8 +75,6 @@ def save_checkpoint(accelerator, model, optimizers, log: TrainingLog, recipe: Re
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
 
     def write():
-        for unfinished in Path(recipe.output_dir).glob(".*-*.unfinished"):  # of a killed run
-            shutil.rmtree(unfinished)
         with atomic_folder(Path(recipe.output_dir, f"checkpoint-{step}")) as folder:
             save_file(state, folder / STATE)
             (folder / RUN).write_text(json.dumps({"step": step, "scaler": scaler, "run": log.run}))
