@@ -1,7 +1,7 @@
 """Four-part chorales on a grid of sixteenth notes: scores to steps and back, and their encoding.
 
-In every step the four voices speak in turn, soprano, alto, tenor, bass, each a pitch or silence. A pitch that stays
-from one step to the next is a note that is held: whether it was struck again, these data do not say.
+Each step holds the four voices in the order soprano, alto, tenor, bass, each a pitch or silence. A pitch that stays
+from one step to the next is one held note: the data do not mark repeated notes.
 
 Shape letters: T steps, L ids.
 
@@ -18,7 +18,7 @@ from .single_stream import SingleStream
 
 VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 
-# What a voice that rests holds in the place of a pitch.
+# In place of a pitch, where a voice rests.
 SILENCE = -1
 
 STEPS_PER_QUARTER = 4
@@ -64,7 +64,7 @@ def steps_to_score(steps: np.ndarray) -> Score:
 
 
 def score_to_steps(score: Score) -> np.ndarray:
-    """Read four voices on the grid; of notes that overlap in a voice the later one is heard.
+    """Read four voices on the grid; where notes of a voice overlap, the later one is kept.
 
     Args:
         score: A score in ticks, with a track for each voice: of their names, or from the highest to the lowest.
@@ -104,8 +104,8 @@ def score_to_steps(score: Score) -> np.ndarray:
 class Chorales(SingleStream):
     """The paper's encoding of four-part chorales as a MidiTok tokenization: 129 tokens, four to a step.
 
-    Silence_None and Pitch_0..127 follow MidiTok's special tokens. Which voice a token belongs to is told by its place
-    alone. Time is steps; tempo and touch play no part.
+    Silence_None and Pitch_0..127 follow MidiTok's special tokens. The position of a token alone determines its voice.
+    Time is counted in steps; there are no tempos and no velocities.
 
     Args:
         tokenizer_config: MidiTok's configuration, for other special tokens.

@@ -1,6 +1,6 @@
 """The encodings that a saved tokenizer may name: this package's own and MidiTok's, and what differs between them.
 
-MidiTok's own encodings count beats and know neither the seconds of their tokens nor how to transpose them.
+MidiTok's own encodings count beats; the seconds of their tokens and their transposition are computed here.
 
 Shape letters: L ids, V vocabulary.
 """
@@ -40,7 +40,9 @@ def find_encoding(name: str) -> type[MusicTokenizer]:
 def beats_of_tokens(miditok: MusicTokenizer) -> np.ndarray:
     """Count the quarters by which each single token of one of MidiTok's own encodings moves time on, `[V]`."""
     if isinstance(miditok, MMM):
-        raise ValueError("MMM writes one track after the other; how long its music is, only to_score(ids) can tell.")
+        raise ValueError(
+            "MMM writes one track after the other, so its tokens have no duration; use to_score(ids).end()."
+        )
     beats = np.zeros(len(miditok.vocab))
     if "Bar_None" in miditok.vocab:
         beats[miditok.vocab["Bar_None"]] = 4

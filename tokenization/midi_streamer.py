@@ -1,4 +1,4 @@
-"""Ids arriving, events and finished notes leaving: music to be heard while `generate()` still writes it."""
+"""A streamer for `generate()` that decodes ids to MIDI events and finished notes during generation."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -41,12 +41,11 @@ class StreamedNote(NamedTuple):
 
 
 class MidiStreamer(BaseStreamer):
-    """Hands out music as soon as its tokens are known; pass it as `generate(..., streamer=...)`.
+    """Passes on events and notes during generation; pass it as `generate(..., streamer=...)`.
 
-    To play along, take the events: a key that goes down is handed out with its NoteOn, long before its note has ended.
-    To write down what there is, take the notes. They are those of `tokenizer.to_score`, in the order in which they
-    end: striking a sounding key ends its note, a NoteOff without a note does nothing, and what still sounds when
-    generation ends is ended then.
+    Events are for playing in real time: the onset of a key is passed on with its NoteOn, before the note has ended.
+    Notes are those of `tokenizer.to_score`, in the order in which they end: a NoteOn of a sounding key ends its note,
+    a NoteOff without a note is ignored, and notes that still sound end when generation ends.
 
     Args:
         tokenizer: A tokenizer of the Performance encoding.

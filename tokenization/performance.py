@@ -1,7 +1,7 @@
 """Piano music on a grid of 10 ms steps: notes to events and back.
 
-The paper writes a performance as four kinds of events: a key goes down, a key comes up, time passes, the touch
-changes. This file knows seconds, pedals and notes, in numpy over symusic's arrays. It knows no ids.
+The paper writes a performance as four kinds of events: a key goes down, a key comes up, time passes, the velocity
+changes. This file converts between seconds, notes and events, in numpy over symusic's arrays, without ids.
 
     read_notes       score -> notes on the grid, the sustain pedal folded into their ends
     notes_to_events  notes -> events in their one canonical order
@@ -10,8 +10,8 @@ changes. This file knows seconds, pedals and notes, in numpy over symusic's arra
 
 Canonical order: within a step first the keys that come up, then the keys that go down, each by ascending pitch; a
 velocity stands before a key that goes down only where it differs from the last one; time passes in as few events as
-possible. A note lasts at least one step. A key struck while it sounds comes up first; of strikes within one step (2 of
-the 7.1 million notes of MAESTRO are struck over so) only the last is heard, for it leaves the others no time.
+possible. A note lasts at least one step. A key struck while it sounds comes up first; of several strikes of a key in
+one step only the last is kept, because the others have no length (2 of the 7.1 million notes of MAESTRO are lost so).
 
 Shape letters: N notes, L events.
 
@@ -228,8 +228,8 @@ def _table(notes: Notes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     end = np.maximum(end, start + 1)
     struck_again = np.flatnonzero(pitch[1:] == pitch[:-1])
     end[struck_again] = np.minimum(end[struck_again], start[struck_again + 1])
-    heard = end > start
-    start, end, pitch, velocity = start[heard], end[heard], pitch[heard], velocity[heard]
+    kept = end > start
+    start, end, pitch, velocity = start[kept], end[kept], pitch[kept], velocity[kept]
 
     # One integer makes the order: step, kind, pitch. Velocities still unknown go before the first known one, or their
     # notes would take it for theirs.

@@ -1,4 +1,4 @@
-"""The tokenizer as Transformers knows it: MIDI in, ids out, and back.
+"""The tokenizer with the interface of Transformers: MIDI in, ids out, and back.
 
 `MusicTxTokenizer` reads files, pads, truncates, makes tensors, saves and loads as every tokenizer in Transformers.
 The encoding is the paper's (`performance_encoding.py`) or another of MidiTok's, with a trained vocabulary or without.
@@ -59,8 +59,8 @@ class MusicTxTokenizer(PreTrainedTokenizer):
     TimeShift_50 NoteOff_60"`, the spaces optional. Any other string is a path, and a `pathlib.Path` always is. Text
     that begins with BOS gets no second one.
 
-    That is the paper's encoding. `from_miditok` puts the same face on a tokenizer of MidiTok's own, which then decides
-    about pedals, tempos and drums by its configuration; tracks are merged only where it would make a stream of each.
+    That is the paper's encoding. `from_miditok` wraps one of MidiTok's own tokenizers, whose configuration decides
+    about pedals, tempos and drums; tracks are merged only where it would make a stream of each.
 
     Args:
         miditok_file: Path of MidiTok's description of the encoding, as saved; None for the paper's.
@@ -169,7 +169,7 @@ class MusicTxTokenizer(PreTrainedTokenizer):
 
     @property
     def has_events(self) -> bool:
-        """Whether each id is one event of the paper's encoding, which is what a `MusicGrammar` knows."""
+        """Whether each id is one event of the paper's encoding, as `MusicGrammar` needs it."""
         return isinstance(self.miditok, Performance) and not self.miditok.is_trained
 
     @property
@@ -177,8 +177,8 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         """Seconds by which each id moves time on, `[V]`: in the paper's encoding 0.01 to 1 for a TimeShift.
 
         Encodings that count beats have their seconds at 120 quarters per minute, whatever tempo their tokens may name,
-        and those that count bars move on by a whole bar of four quarters: enough to know about how long the music is.
-        `to_score` knows it exactly.
+        and those that count bars advance by a whole bar of four quarters, so the sum is an estimate; the exact length is
+        that of `to_score`.
 
         Raises:
             ValueError: The encoding writes one track after the other.
@@ -244,7 +244,7 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         return self._expansion.tokens[index]
 
     def _encode_plus(self, text, text_pair=None, **kwargs) -> BatchEncoding:
-        # Ours is to turn music into ids; padding, truncation and tensors are the library's.
+        # Music becomes ids here; padding, truncation and tensors are done by Transformers.
         if text_pair is not None:
             raise ValueError("MusicTxTokenizer takes no pairs of pieces; for a batch, give a list.")
         if kwargs.pop("is_split_into_words", False):
@@ -343,7 +343,7 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         ids = ids[self._expansion.is_music(ids)].astype(np.int64)
         sequence = TokSequence(ids=self._expansion.expand(ids).tolist())
         score = self.miditok.decode(sequence if self.miditok.one_token_stream else [sequence])
-        # Out of order, BEAT's tokens tell of notes before the beginning.
+        # BEAT's tokens in arbitrary order may decode to notes before the beginning.
         return score if score.start() >= 0 else score.clip(0, score.end())
 
     def augment(self, ids, semitones: int = 0, stretch: float = 1.0) -> np.ndarray:
@@ -418,14 +418,14 @@ class MusicTxTokenizer(PreTrainedTokenizer):
 
 
 def _name(music) -> str:
-    """Call music something in an error."""
+    """Return the name of a piece for error messages."""
     if isinstance(music, (str, os.PathLike)):
         return os.fspath(music)
     return "the score" if isinstance(music, Score) else "the MIDI bytes"
 
 
 def _prepare_score(score: Score, all_tracks: bool) -> Score:
-    """Make sure that MidiTok can take a score, and merge its melodic tracks for the piano if it should have one.
+    """Check that MidiTok can encode a score, and merge its melodic tracks where the encoding has one track.
 
     Args:
         score: A score in ticks.
