@@ -177,8 +177,8 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         """Seconds by which each id moves time on, `[V]`: in the paper's encoding 0.01 to 1 for a TimeShift.
 
         Encodings that count beats have their seconds at 120 quarters per minute, whatever tempo their tokens may name,
-        and those that count bars advance by a whole bar of four quarters, so the sum is an estimate; the exact length is
-        that of `to_score`.
+        and those that count bars advance by a whole bar of four quarters, so the sum is an estimate; the score of
+        `to_score` has the exact length.
 
         Raises:
             ValueError: The encoding writes one track after the other.
