@@ -78,6 +78,9 @@ def checkout(tmp_path_factory, make_score):
     # As in the repository, without the pipeline's code.
     MusicTxForCausalLM(config).save_pretrained(shipped)
     tokenizer.save_pretrained(shipped)
+    settings = json.loads((shipped / "config.json").read_text())
+    del settings["custom_pipelines"]
+    (shipped / "config.json").write_text(json.dumps(settings))
 
     make_score(seconds=30).dump_midi(checkout / "performance.mid")
     (checkout / "my_midis").mkdir()
@@ -104,7 +107,8 @@ def write_facts(path):
     """Write facts for the card."""
     words = ("repository", "license", "dataset", "dataset_id", "dataset_url", "dataset_license")
     words += ("training_data", "recipe", "hardware", "memorization")
-    facts = dict.fromkeys(words, "someone/something") | {"tokens_seen": 1, "window": 32, "nll": {"validation": 6.0}}
+    facts = dict.fromkeys(words, "someone/something") | {"dataset_url": "https://example.com"}
+    facts |= {"tokens_seen": 1, "window": 32, "nll": {"validation": 6.0}}
     path.write_text(json.dumps(facts | {"statistics": {"notes": {"model": 1, "validation": 2}}}))
 
 
