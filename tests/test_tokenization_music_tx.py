@@ -335,7 +335,7 @@ def test_generation_stops_at_strings_of_tokens():
 def test_what_is_saved_is_loaded_and_saved_again_byte_for_byte(tmp_path, make_score):
     TOKENIZER.save_pretrained(tmp_path / "first")
     code = {f"{name}.py" for name in ("chorales", "encodings", "performance", "performance_encoding")}
-    code |= {f"{name}.py" for name in ("single_stream", "token_expansion", "tokenization_music_tx")}
+    code |= {f"{name}.py" for name in ("midi_reader", "single_stream", "token_expansion", "tokenization_music_tx")}
     code |= {f"{name}.py" for name in ("grammar", "music_generation", "pipeline_music_tx", "repetition")}
     assert set(files_of(tmp_path / "first")) == {"miditok.json", "tokenizer_config.json", *code}
     for load in (AutoTokenizer, MusicTxTokenizer):
@@ -446,3 +446,12 @@ def test_a_score_for_an_instrument_without_notes_beside_the_piano_changes_nothin
     ids = TOKENIZER.encode(score)
     score.tracks.append(Track(program=52))
     assert TOKENIZER.encode(score) == ids
+
+
+def test_a_pedal_on_a_track_of_its_own_holds_the_notes_of_its_channel():
+    header = bytes.fromhex("4d546864 00000006 0001 0002 01e0")
+    notes = bytes.fromhex("00903c40 8360803c00 00ff2f00")
+    pedal = bytes.fromhex("00b0407f 8f00b04000 00ff2f00")
+    midi = header + b"".join(b"MTrk" + len(track).to_bytes(4, "big") + track for track in (notes, pedal))
+    (note,) = TOKENIZER.to_score(TOKENIZER.encode(midi)).to("second").tracks[0].notes
+    assert (note.time, note.duration) == (0, 2)

@@ -31,6 +31,7 @@ Shape letters: N notes, C controllers, T tempos, E events, B bytes.
 from typing import NamedTuple
 
 import numpy as np
+from symusic import Note, Score, Tempo, Track
 
 NOTE_OFF, NOTE_ON, CONTROLLER, PROGRAM_CHANGE = 0x80, 0x90, 0xB0, 0xC0
 SYSEX, SYSEX_CONTINUED, META = 0xF0, 0xF7, 0xFF
@@ -199,6 +200,52 @@ def hold(midi: MidiFile, pedal: int = 64, down: int = 64) -> np.ndarray:
     return _end_by_controller((midi.start, end, midi.pitch, midi.velocity, midi.channel), controls, ALL_SOUND_OFF)[1]
 
 
+def to_score(midi: MidiFile) -> Score:
+    """Write a file as a score: a track for each program and one for drums, notes as long as the pedals hold them.
+
+    Args:
+        midi: The file.
+
+    Returns:
+        The score, in ticks, with one tempo at a tick at most and without controllers.
+
+    Raises:
+        ValueError: The file has more ticks than a score can count.
+    """
+    end = hold(midi)
+    last_tick = max(end.max(initial=0), midi.tempo_tick.max(initial=0))
+    if last_tick >= 2**31:
+        raise ValueError(f"{last_tick} ticks long; a score counts to {2**31 - 1}")
+    if midi.seconds_per_tick:
+        # A second is a quarter of this score, or 1.001 seconds where 30 frames are 1.001 seconds.
+        score = Score(round(1 / midi.seconds_per_tick))
+        tempos = [(0, round(1e6 * midi.seconds_per_tick * score.ticks_per_quarter))]
+        if abs(score.ticks_per_quarter * midi.seconds_per_tick - 1) > 1e-9:
+            score = Score(round(1.001 / midi.seconds_per_tick))
+            tempos = [(0, 1_001_000)]
+    else:
+        score = Score(midi.ticks_per_quarter)
+        is_last = np.diff(midi.tempo_tick, append=-1) != 0
+        tempos = zip(midi.tempo_tick[is_last].tolist(), midi.tempo[is_last].tolist(), strict=True)
+    for tick, microseconds in tempos:
+        tempo = Tempo(tick, 120)
+        tempo.mspq = microseconds
+        score.tempos.append(tempo)
+    instrument = np.where(midi.is_drum, -1, midi.program)
+    for each in np.unique(instrument).tolist():
+        track = Track(program=max(each, 0), is_drum=each < 0)
+        notes = instrument == each
+        track.notes = Note.from_numpy(
+            midi.start[notes].astype(np.int32),
+            (end - midi.start)[notes].astype(np.int32),
+            midi.pitch[notes].astype(np.int8),
+            midi.velocity[notes].astype(np.int8),
+            "tick",
+        )
+        score.tracks.append(track)
+    return score
+
+
 def _chunks(midi: bytes):
     """Yield the content of the header, then of each track."""
     if midi[:4] == b"RIFF" and midi[8:12] == b"RMID":
@@ -211,7 +258,7 @@ def _chunks(midi: bytes):
             at += 8 + length + length % 2
         midi = midi[at + 8 : at + 8 + int.from_bytes(midi[at + 4 : at + 8], "little")]
     if midi[:4] != b"MThd":
-        raise ValueError("not a MIDI file: it does not begin with MThd")
+        raise ValueError("not a MIDI file, which begins with MThd")
     at = 0
     while at + 8 <= len(midi):
         kind, length = midi[at : at + 4], int.from_bytes(midi[at + 4 : at + 8], "big")

@@ -22,6 +22,8 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.utils.versions import require_version
 
 from .encodings import SOUNDING, beats_of_tokens, find_encoding, transpose_tokens
+from .midi_reader import read_midi
+from .midi_reader import to_score as midi_to_score
 from .performance import MAX_STEPS, STEPS_PER_SECOND
 from .performance_encoding import Performance
 from .pipeline_music_tx import CUSTOM_PIPELINES
@@ -309,14 +311,19 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         else:
             raise TypeError(f"{type(music).__name__} is no music; give a path, bytes, a symusic.Score, ids or a list.")
         try:
+            if midi is not None and isinstance(self.miditok, Performance):
+                try:
+                    return midi_to_score(read_midi(midi))
+                except ValueError as error:
+                    raise ValueError(f"not a MIDI file, or a broken one ({error})") from None
             score = music.to("tick") if midi is None else Score.from_midi(midi)
             return (
                 score
                 if isinstance(self.miditok, SingleStream)
                 else _prepare_score(score, self.miditok.one_token_stream)
             )
-        except RuntimeError as error:  # what symusic raises for broken files
-            raise ValueError(f"{_name(music)}: not a MIDI file, or a broken one ({error}).") from None
+        except RuntimeError:  # what symusic raises for broken files
+            raise ValueError(f"{_name(music)}: not a MIDI file, or a broken one.") from None
         except ValueError as error:
             raise ValueError(f"{_name(music)}: {error}.") from None
 
