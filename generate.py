@@ -92,22 +92,12 @@ def make_parser():
     add("--prompt", metavar="MIDI", help="file to continue, - for standard input (default: generate from nothing)")
     add("--prompt_seconds", metavar="S", type=duration, default=10.0, help="seconds of it to use" + default)
     add("--seconds", metavar="S", type=duration, default=30.0, help="seconds to generate" + default)
-    add(
-        "--ending",
-        action="store_true",
-        help="let the last notes end, a few seconds after --seconds",
-    )
+    add("--ending", action="store_true", help="let the last notes end, a few seconds after --seconds")
     add("--num_samples", metavar="N", type=within(int, 1, 1024), default=1, help="number of samples" + default)
 
     add = parser.add_argument_group("sampling").add_argument
     temperature, key = within(float, 0.01, 100), within(int, 0, 127)
-    add(
-        "--temperature",
-        metavar="T",
-        type=temperature,
-        default=1.0,
-        help="divides the logits" + default,
-    )
+    add("--temperature", metavar="T", type=temperature, default=1.0, help="divides the logits" + default)
     add(
         "--top_k",
         metavar="K",
@@ -115,22 +105,10 @@ def make_parser():
         default=0,
         help="sample from the K likeliest, 0: all" + default,
     )
-    add(
-        "--top_p",
-        metavar="P",
-        type=within(float, 0.01, 1),
-        default=0.98,
-        help="nucleus sampling, 1: off" + default,
-    )
+    add("--top_p", metavar="P", type=within(float, 0.01, 1), default=0.98, help="nucleus sampling, 1: off" + default)
     add("--max_polyphony", metavar="N", type=within(int, 1, 128), help="most notes at once (default: no limit)")
     add("--max_note_seconds", metavar="S", type=duration, help="longest note (default: 10)")
-    add(
-        "--pitch_range",
-        metavar=("LOW", "HIGH"),
-        type=key,
-        nargs=2,
-        help="keys, 60 is C4 (default: 21 108)",
-    )
+    add("--pitch_range", metavar=("LOW", "HIGH"), type=key, nargs=2, help="60 is C4 (default: 21 108)")
     add("--seed", type=within(int, 0, 2**32 - 1), help="the same seed gives the same bytes (default: random)")
 
     add = parser.add_argument_group("while generating").add_argument

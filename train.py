@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_for(OSError, SafetensorError, FloatingPointError, advice=advice), Preemption() as preemption:
         log.begin(step)
         batches = chain.from_iterable([accelerator.prepare(loader) for loader in loaders])
-        saved, stop = None, False
+        saved, stop, is_healthy = None, False, True
         while not stop:
             if recipe.is_due(step, recipe.eval_steps) and not log.is_evaluated(step):
                 with log.pause():
@@ -77,13 +77,14 @@ def main(argv: list[str] | None = None) -> int:
                 step, stop = step + 1, done.stop
                 log.train(step, done)
                 # Weights that give no finite loss must not replace checkpoints that do.
-                if recipe.is_due(step, recipe.save_steps) and not done.skip_reason:
+                is_healthy = not (done.skip_reason and done.is_counted)
+                if recipe.is_due(step, recipe.save_steps) and is_healthy:
                     with log.pause():
                         save_checkpoint(accelerator, model, optimizers, log, recipe, step)
                     saved = step
 
         if stop:
-            if saved != step:
+            if saved != step and is_healthy:
                 save_checkpoint(accelerator, model, optimizers, log, recipe, step)
             accelerator.print(
                 f"{preemption.name}: stopped after step {step}; continue with --resume_from_checkpoint latest."

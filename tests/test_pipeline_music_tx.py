@@ -191,3 +191,9 @@ assert again("piece.mid", seconds=1, output="bytes") == data
     saved, again = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("saved", "again"))
     assert {"grammar.py", "performance.py", "pipeline_music_tx.py", "modeling_music_tx.py"} <= saved.keys()
     assert saved == again
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2, "do_sample": False}, {"use_cache": False, "do_sample": True}])
+def test_several_samples_come_with_options_that_need_a_cache_of_their_own(midi, piece, options):
+    pieces = midi(piece, seconds=1, num_return_sequences=2, **options)
+    assert len(pieces) == 2

@@ -1,6 +1,7 @@
 """A training does what its recipe says, ends in a folder that loads, and survives whatever stops it."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -21,7 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
 from hub.publish import check_folder
+from modeling_music_tx import MusicTxConfig
 from tokenization import MusicTxTokenizer
+from training.checkpoints import check_same_run
+from training.recipe import CONFIG_FIELDS
 
 # All but the configurations of accelerate.
 RECIPES = sorted(Path(train.__file__).with_name("recipes").glob("[!a]*.yaml"))
@@ -365,18 +369,19 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_end(corpus, steady, tmp
     assert not names(tmp_path / "run", ".*")
 
 
-def test_sigterm_saves_a_checkpoint_and_says_so(corpus, steady, tmp_path, capsys, monkeypatch):
-    train_step = train.train_step
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_saves_a_checkpoint_and_is_named(corpus, steady, tmp_path, capsys, monkeypatch, number, name):
+    train_step, before = train.train_step, signal.getsignal(number)
 
     def preempted(*arguments):
         if arguments[5] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return train_step(*arguments)
 
     monkeypatch.setattr(train, "train_step", preempted)
-    assert stopped(corpus, tmp_path, STEADY) == 128 + signal.SIGTERM
-    assert capsys.readouterr().out.splitlines()[-1].startswith("SIGTERM: stopped after step 4")
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert stopped(corpus, tmp_path, STEADY) == 128 + number
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{name}: stopped after step 4")
+    assert signal.getsignal(number) == before
     monkeypatch.undo()
     assert_goes_on_to_the_same_end(corpus, tmp_path, steady)
 
@@ -502,19 +507,40 @@ def test_a_folder_with_the_checkpoints_of_another_run_is_left_alone_without_over
     assert names(tmp_path, "checkpoint*") == ["checkpoint-2"]
 
 
-def test_ctrl_c_saves_a_checkpoint_as_sigterm_does(corpus, steady, tmp_path, capsys, monkeypatch):
+def test_a_signal_after_a_skipped_step_saves_nothing(corpus, tmp_path, monkeypatch):
+    poison(monkeypatch, {3}, spoil_gradient)
     train_step = train.train_step
 
-    def interrupted(*arguments):
+    def preempted(*arguments):
         if arguments[5] == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
         return train_step(*arguments)
 
-    monkeypatch.setattr(train, "train_step", interrupted)
-    assert stopped(corpus, tmp_path, STEADY) == 128 + signal.SIGINT
-    assert capsys.readouterr().out.splitlines()[-1].startswith("Ctrl-C: stopped after step 4")
-    monkeypatch.undo()
-    assert_goes_on_to_the_same_end(corpus, tmp_path, steady)
+    monkeypatch.setattr(train, "train_step", preempted)
+    assert stopped(corpus, tmp_path, STEADY, {"save_steps": 1, "save_total_limit": 1}) == 128 + signal.SIGTERM
+    assert names(tmp_path, "checkpoint*") == ["checkpoint-3"]
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best_and_hides_no_later_one(corpus, tmp_path, monkeypatch):
+    nats = iter([(math.nan, 1), (2.0, 1), (3.0, 1)])
+    monkeypatch.setattr(train, "negative_log_likelihood", lambda *_, **__: next(nats))
+    run(corpus, tmp_path, STEADY, {"eval_steps": 2})
+    history = json.loads((tmp_path / "run.json").read_text())["validation_nats_per_token"]
+    assert list(history.values()) == [None, 2.0, 3.0]
+    assert names(tmp_path, "best*") == ["best-4"]
+
+
+def test_a_checkpoint_of_before_a_field_existed_is_continued_as_if_it_had_its_default(tmp_path):
+    config = {name: getattr(MusicTxConfig(), name) for name in CONFIG_FIELDS}
+    now = {"shape": config, "recipe": vars(train.Recipe("", "")), "corpus_fingerprint": "same"}
+    then = {
+        "shape": {name: value for name, value in config.items() if name != "sliding_window"},
+        "recipe": {name: value for name, value in now["recipe"].items() if name != "lora_rank"},
+        "corpus_fingerprint": "same",
+    }
+    check_same_run(tmp_path, then, now)
+    with pytest.raises(ValueError, match="sliding_window None, and this one has 64"):
+        check_same_run(tmp_path, then, now | {"shape": config | {"sliding_window": 64}})
 
 
 def test_too_many_skipped_steps_end_the_run(corpus, tmp_path, capsys, monkeypatch):

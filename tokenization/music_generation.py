@@ -78,19 +78,26 @@ def generate_music(
     rules, stopping = dict(grammar or {}), list(generate_kwargs.pop("stopping_criteria", None) or ())
     limit = seconds
     if ending:
+        if seconds is None:
+            raise ValueError("ending needs seconds, after which the music is to end.")
         rules["close_after_seconds"] = seconds
-        # No note begins after `seconds`: the last one ends when the grammar ends it.
-        limit = seconds + (PIANO | rules)["max_note_seconds"]
+        # No note begins after `seconds`; the last one ends when the grammar ends it, or else when a piano would.
+        limit = seconds + ((PIANO | rules)["max_note_seconds"] or PIANO["max_note_seconds"])
     if limit is not None:
         stopping.append(MaxSeconds(tokenizer, limit, length))
         generate_kwargs.setdefault("max_new_tokens", SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * limit))
     if should_stop is not None:
         stopping.append(lambda ids, scores: torch.full((len(ids),), should_stop(), device=ids.device))
-    processors = list(generate_kwargs.pop("logits_processor", None) or ())
+    processors = [
+        *(generate_kwargs.pop("logits_processor", None) or ()),
+        *piano_logits_processors(tokenizer, before=before.tolist(), prompt_length=length, **rules),
+    ]
 
-    # Several samples share one forward pass over the prompt.
+    # Several samples share one forward pass over the prompt, unless `generate` needs a cache of its own.
+    config = generate_kwargs.get("generation_config") or model.generation_config
+    settings = {name for name in OWN_CACHE if getattr(config, name, None) not in (None, 1, True)}
     shared = {}
-    if num_samples > 1 and length > 1 and not OWN_CACHE & generate_kwargs.keys():
+    if num_samples > 1 and length > 1 and not OWN_CACHE & (generate_kwargs.keys() | settings):
         with torch.no_grad():
             filled = {name: tensor[:, :-1] for name, tensor in inputs.items()}
             outputs = model(**filled, use_cache=True, logits_to_keep=1)
@@ -107,10 +114,7 @@ def generate_music(
             **inputs,
             **caches,
             num_return_sequences=count,
-            logits_processor=[
-                *processors,
-                *piano_logits_processors(tokenizer, before=before.tolist(), prompt_length=length, **rules),
-            ],
+            logits_processor=processors,
             stopping_criteria=stopping,
             streamer=streamer,
             **generate_kwargs,

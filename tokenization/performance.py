@@ -94,7 +94,7 @@ def read_notes(score: Score) -> Notes:
 
     Time is seconds by the score's own tempo map, counted from the first onset. While the pedal is down, a key that
     comes up sounds on until the pedal lifts; a pedal that never lifts does so at the end of the score. Tracks of one
-    program share one pedal, as the two hands of a pianist do.
+    program share one pedal: a score has no channels. `midi_reader.py` reads the pedals of files by channel.
 
     Args:
         score: A score in ticks. It is left as it is.

@@ -7,6 +7,7 @@ Shape letters: L ids, V vocabulary.
 """
 
 import os
+from abc import abstractmethod
 
 import numpy as np
 from miditok import Event, MusicTokenizer, TokenizerConfig, TokSequence
@@ -32,21 +33,21 @@ class SingleStream(MusicTokenizer):
         super().__init__(tokenizer_config, params)
         self._tokens = np.array(list(self.vocab), dtype=object)
 
+    @abstractmethod
     def encode_score(self, score: Score) -> np.ndarray:
         """Return the ids of a score in ticks, `[L]`.
 
         Raises:
             ValueError: The encoding cannot write the score.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_ids(self, ids: np.ndarray) -> Score:
         """Return the score of any ids, `[L]`; special tokens and ids outside the vocabulary are ignored."""
-        raise NotImplementedError
 
+    @abstractmethod
     def augment(self, ids: np.ndarray, semitones: int = 0, stretch: float = 1.0) -> np.ndarray:
         """Transpose any slice of a piece and stretch its time; see `MusicTxTokenizer.augment`."""
-        raise NotImplementedError
 
     def _tweak_config_before_creating_voc(self) -> None:
         # MidiTok merges all tracks into one stream only if programs are used.

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from corpus.atomic_files import atomic_folder, flush_to_disk, sha256
+from modeling_music_tx import MusicTxConfig
 from training.log import TrainingLog, on_main
-from training.recipe import Recipe
+from training.recipe import CONFIG_FIELDS, Recipe
 
 # The files of a checkpoint. The manifest is written last.
 STATE, RUN, MANIFEST = "state.safetensors", "run.json", "manifest.json"
@@ -125,7 +126,7 @@ def resume(accelerator, model, optimizers, log: TrainingLog, recipe: Recipe) -> 
         if accelerator.scaler is not None and checkpoint["scaler"]:
             accelerator.scaler.load_state_dict(checkpoint["scaler"])
         for history in ("validation_nats_per_token", "skipped_steps"):
-            log.run[history] = checkpoint["run"][history]
+            log.run[history] = checkpoint["run"].get(history, {})
         step = checkpoint["step"]
         if step > recipe.max_steps:
             raise ValueError(
@@ -154,9 +155,13 @@ def start_over(recipe: Recipe):
 
 
 def check_same_run(folder: Path, then: dict, now: dict):
-    """Raise ValueError if this run cannot continue the run of a checkpoint; other fields of a recipe may change."""
+    """Raise ValueError if this run cannot continue the run of a checkpoint; other fields of a recipe may change.
+
+    A field that the checkpoint's run did not have yet counts as its default.
+    """
     fixed = ("optimizer", "lora_rank")
-    was = then["shape"] | {name: then["recipe"][name] for name in fixed} | {"corpus": then["corpus_fingerprint"]}
+    defaults = vars(Recipe("", "")) | {name: getattr(MusicTxConfig(), name) for name in CONFIG_FIELDS}
+    was = defaults | then["recipe"] | then["shape"] | {"corpus": then["corpus_fingerprint"]}
     now = now["shape"] | {name: now["recipe"][name] for name in fixed} | {"corpus": now["corpus_fingerprint"]}
     for name in now:
         if was.get(name) != now[name]:

@@ -1,6 +1,7 @@
 """The log of a training: lines on the screen, the numbers of the tracker, and `run.json`."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -117,8 +118,10 @@ class TrainingLog:
         self.accelerator.print(f"step {step}/{self.recipe.max_steps} | validation {nats_per_token:.4f} nats per token")
         self.accelerator.log({"validation/nats_per_token": nats_per_token}, step=step)
         history = self.run["validation_nats_per_token"]
-        history[str(step)] = round(nats_per_token, 4)
-        return history[str(step)] == min(history.values())
+        # JSON has no NaN, and a minimum over one means nothing.
+        history[str(step)] = round(nats_per_token, 4) if math.isfinite(nats_per_token) else None
+        finite = [nats for nats in history.values() if nats is not None]
+        return bool(finite) and history[str(step)] == min(finite)
 
     def picture(self, step: int, path: Path):
         """Log a sample's piano roll to a tracker that takes images."""
