@@ -27,7 +27,7 @@ def test_a_trained_tokenizer_of_the_wished_size_is_saved(run, midi_folder, make_
     assert len(tokenizer) == 400
     assert len(tokenizer.encode(make_score(3))) < len(MusicTxTokenizer.from_miditok(REMI()).encode(make_score(3)))
     learned = sum(piece.split == "train" for piece in MidiFolder(midi_folder)) - 1
-    assert f"{learned} pieces taught 43 tokens beside the 357 there were" in capsys.readouterr().out
+    assert f"{learned} pieces gave 43 new tokens beside the 357 before" in capsys.readouterr().out
 
 
 def test_the_papers_encoding_is_what_is_trained_unless_another_is_named(run):
