@@ -293,8 +293,14 @@ def key_name(pitch: int) -> str:
     return f"{KEY_NAMES[pitch % 12]}{pitch // 12 - 1}"
 
 
-def piano_roll(score: Score, path: str | os.PathLike, prompt_seconds: float = 0.0, theme: Theme = LIGHT) -> None:
-    """Draw the notes over time: keys upwards, velocity as colour, the pedal below, the prompt shaded apart.
+def piano_roll(
+    score: Score,
+    path: str | os.PathLike,
+    prompt_seconds: float = 0.0,
+    theme: Theme = LIGHT,
+    gap_seconds: tuple[float, float] | None = None,
+) -> None:
+    """Draw the notes over time: keys upwards, velocity as colour, the pedal below, the prompt or a gap shaded.
 
     Music longer than a minute is laid out in rows, as on a page. The same notes give the same bytes.
 
@@ -303,6 +309,7 @@ def piano_roll(score: Score, path: str | os.PathLike, prompt_seconds: float = 0.
         path: The file to write, .png or .svg; or an open file for a PNG.
         prompt_seconds: How much of the beginning was given rather than generated.
         theme: `LIGHT` or `DARK`.
+        gap_seconds: Beginning and end of a gap that was filled.
     """
     notes, pedal = score_to_arrays(score), _read_pedal(score)
     # Rounded, because single precision makes sixty seconds a little more than a minute.
@@ -333,7 +340,7 @@ def piano_roll(score: Score, path: str | os.PathLike, prompt_seconds: float = 0.
         _draw_keyboard(keyboard, keys, theme)
         axes = add_axes(LEFT, top, WIDTH - LEFT - RIGHT, keys_height, yticks=[], **time, **lanes)
         _draw_notes(axes, notes, keys, theme)
-        _draw_prompt(axes, prompt_seconds, theme)
+        _draw_parts(axes, prompt_seconds, gap_seconds, theme)
         if len(pedal):
             axes.set_xticks([])
             axes = add_axes(LEFT, top + keys_height, WIDTH - LEFT - RIGHT, PEDAL, ylim=(0, 1), **time)
@@ -401,8 +408,8 @@ def _draw_notes(axes: Axes, notes: NoteArrays, keys: np.ndarray, theme: Theme) -
     axes.add_collection(PolyCollection(boxes, facecolors=colors, linewidths=0, zorder=2), autolim=False)
 
 
-def _draw_prompt(axes: Axes, prompt_seconds: float, theme: Theme) -> None:
-    """Shade the part of the prompt that the axes' time limits show, and name both parts where they begin."""
+def _draw_parts(axes: Axes, prompt_seconds: float, gap_seconds: tuple[float, float] | None, theme: Theme) -> None:
+    """Shade what the axes' time limits show of the prompt or of the gap, and name each part where it begins."""
     begin, finish = axes.get_xlim()
     words = {"transform": axes.get_xaxis_transform(), "va": "bottom", "color": theme.ink, "fontsize": 9}
     if prompt_seconds > begin:
@@ -411,6 +418,10 @@ def _draw_prompt(axes: Axes, prompt_seconds: float, theme: Theme) -> None:
     if begin < prompt_seconds < finish:
         axes.axvline(prompt_seconds, color=theme.ink, linewidth=0.8)
         axes.text(prompt_seconds, 1, " continuation", **words)
+    if gap_seconds is not None and begin < gap_seconds[1] and gap_seconds[0] < finish:
+        start, stop = max(gap_seconds[0], begin), min(gap_seconds[1], finish)
+        axes.axvspan(start, stop, color=theme.shade, linewidth=0)
+        axes.text(start, 1, " new", **words)
 
 
 def _draw_scale(axes: Axes, theme: Theme) -> None:

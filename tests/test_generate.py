@@ -425,7 +425,7 @@ def test_ctrl_c_keeps_what_there_is_so_far(run, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_sound")
 def test_a_second_ctrl_c_stops_at_once_and_leaves_whole_files_or_none(run, tmp_path, monkeypatch):
-    def draw(score, path, *options):
+    def draw(score, path, **options):
         Path(path).write_bytes(b"half a picture")
         signal.raise_signal(signal.SIGINT)
 

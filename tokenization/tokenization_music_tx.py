@@ -175,6 +175,21 @@ class MusicTxTokenizer(PreTrainedTokenizer):
         return isinstance(self.miditok, Performance) and not self.miditok.is_trained
 
     @property
+    def attributes(self) -> tuple:
+        """The attributes that control tokens state, see `controls.py`; empty for an encoding without them."""
+        return getattr(self.miditok, "attributes", ())
+
+    @property
+    def control_spans(self) -> list[slice]:
+        """For each of the attributes the ids of its values."""
+        return getattr(self.miditok, "control_spans", [])
+
+    @property
+    def infill_ids(self):
+        """The ids of the tokens for infilling, see `infilling.py`; None for an encoding without them."""
+        return getattr(self.miditok, "infill_ids", None)
+
+    @property
     def token_seconds(self) -> np.ndarray:
         """Seconds by which each id moves time on, `[V]`: in the paper's encoding 0.01 to 1 for a TimeShift.
 
