@@ -14,14 +14,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny_models import save_model
 
-from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/library.md")}
 
-# What the README says -> what is run here: the same things, small.
+# Replacements that make the commands of the pages small.
 TINY = {
     "recipes/maestro_small.yaml": "recipes/maestro_small.yaml --sequence_length 32 --max_steps 2"
     " --hidden_size 32 --num_hidden_layers 1 --mixed_precision no",
@@ -72,12 +72,8 @@ def checkout(tmp_path_factory, make_score):
     for room in ("modeling_music_tx", "tokenization", "corpus", "evaluation", "training", "hub", "recipes"):
         shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
 
-    shipped = checkout / "checkpoints" / "maestro-small"
-    tokenizer = MusicTxTokenizer()
-    config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)
     # As in the repository, without the pipeline's code.
-    MusicTxForCausalLM(config).save_pretrained(shipped)
-    tokenizer.save_pretrained(shipped)
+    shipped = save_model(checkout / "checkpoints" / "maestro-small", MusicTxTokenizer())
     settings = json.loads((shipped / "config.json").read_text())
     del settings["custom_pipelines"]
     (shipped / "config.json").write_text(json.dumps(settings))
@@ -114,8 +110,8 @@ def write_facts(path):
 
 @pytest.mark.parametrize(("line", "language", "source"), RUN, ids=[line for line, *_ in RUN])
 def test_the_pages_run(checkout, line, language, source):
-    for said, tiny in TINY.items():
-        source = source.replace(said, tiny)
+    for written, tiny in TINY.items():
+        source = source.replace(written, tiny)
     assert language in ("bash", "python"), f"{line}: no way to run {language or 'an unnamed language'}"
     environment = {
         **os.environ,
