@@ -353,7 +353,7 @@ def evaluate(accelerator, model, windows: Dataset, recipe: Recipe, preemption: P
     """Score the validation split, each window on one process.
 
     Returns:
-        Nats per token, the same on all processes; None if one of them was asked to stop.
+        Nats per token, the same on all processes; None if one of them received a signal to stop.
     """
     model = accelerator.unwrap_model(model)
     shard = EvalShard(windows, accelerator.process_index, accelerator.num_processes)

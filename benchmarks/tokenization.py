@@ -47,7 +47,7 @@ def piano_score(rng: np.random.Generator, num_notes: int) -> Score:
 
 
 def load_scores(args: argparse.Namespace) -> list[Score]:
-    """Read the scores that the command line asks for, or make some up; of many files every n-th is taken."""
+    """Read the scores of the command line, every n-th of many, or make some up."""
     if args.archive:
         with zipfile.ZipFile(args.archive) as archive:
             names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in (".mid", ".midi"))

@@ -1,6 +1,6 @@
 """Windows of a prepared corpus: random crops for training, gapless ones for evaluation; the only seeded randomness.
 
-Nothing here remembers what was asked before: which example stands at an index depends on the seed and the index alone.
+The data sets keep no state: the example at an index depends only on the seed and the index.
 A training that resumes starts at the index where it stopped, and neither the number of DataLoader workers nor the
 number of processes changes what any example is. That holds for a corpus on this machine and for one that is streamed:
 what a resumed stream costs is the fetching of the one shard in which it stopped.

@@ -1,4 +1,4 @@
-"""Fetches a published file once: goes on where it was cut off, and believes nothing but its SHA-256."""
+"""Download a published file once: resume where the transfer broke off, and verify the SHA-256."""
 
 import time
 from pathlib import Path
@@ -22,8 +22,8 @@ NOTHING_FOLLOWS = 416
 def download(url: str, sha256: str, folder: Path) -> Path:
     """Fetch a file, unless it lies in the folder already.
 
-    What has arrived is kept beside as `.part`, also when the run is killed, and the next call goes on from there. The
-    session is huggingface_hub's, which knows of proxies and of HF_HUB_OFFLINE.
+    What has arrived is kept as `.part`, also if the process is killed, and the next call resumes from there. The
+    session is that of huggingface_hub, which respects proxies and HF_HUB_OFFLINE.
 
     Args:
         url: The address; its last part is the name of the file.
@@ -31,7 +31,7 @@ def download(url: str, sha256: str, folder: Path) -> Path:
         folder: Where it is kept; it exists.
 
     Returns:
-        The file, with the content that was asked for.
+        The path of the file.
 
     Raises:
         OSError: It could not be fetched, or it is another file.
@@ -69,12 +69,12 @@ def download(url: str, sha256: str, folder: Path) -> Path:
 def _fetch(url: str, part: Path) -> int:
     """Add to a part what follows it, in one request; returns the server's answer."""
     size = _size(part)
-    # Compressed on its way, a file would have no places to go on from.
+    # A compressed transfer has no byte positions to resume from.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True) as response:
         if response.status_code >= 400:
             return response.status_code
-        if response.status_code != 206:  # the whole file, whatever was asked for
+        if response.status_code != 206:  # the whole file in place of the range
             size = 0
         total = size + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
         bar = tqdm(desc=part.stem, total=total, initial=size, unit="B", unit_scale=True)

@@ -116,10 +116,10 @@ class SplitWriter:
 
 
 class StreamedPieces:
-    """A split that lies elsewhere, read shard by shard as it is asked for.
+    """A split on another machine, whose shards are read when they are needed.
 
     Args:
-        url: The folder of the split, as fsspec knows it: `hf://datasets/user/name/train`.
+        url: The folder of the split, as for fsspec: `hf://datasets/user/name/train`.
 
     Raises:
         OSError: It is not there, or cannot be reached.

@@ -45,7 +45,7 @@ class Piece:
         name: Unique within the source.
         split: One of SPLITS.
         music: The bytes of a MIDI file, or ids without BOS and EOS.
-        composer: As the source spells it; empty if it does not tell.
+        composer: As written in the source; empty if unknown.
         title: Likewise.
         weight: How often an epoch of training visits it.
     """
@@ -294,7 +294,7 @@ class MidiFolder:
 
 
 class Mixture:
-    """Corpora that stand already, as one: what is heard in training and held out in another is left out of training.
+    """Prepared corpora as one source: pieces that one corpus holds out are left out of training in all.
 
     Args:
         corpora: Folders that `prepare` wrote, with their weights: how often an epoch of training visits each.

@@ -36,10 +36,10 @@ SOUNDFONT_FOLDERS = (
     "/opt/homebrew/share/soundfonts",
 )
 
-# Strings and room die away within two seconds of the last release, in all SoundFonts tried.
+# The sound decays within two seconds of the last release, in all SoundFonts tried.
 TAIL_SECONDS = 2.0
 
-# -1 dBFS: room for the overshoot between samples and of lossy encoders. So normalised, MAESTRO's piano is at -18.7 to
+# -1 dBFS: room for the overshoot between samples and of lossy encoders. With it MAESTRO is at -18.7 to
 # -13.5 LUFS (24 excerpts, two SoundFonts).
 PEAK = 10 ** (-1 / 20)
 
@@ -236,7 +236,7 @@ class MidiPort:
             names = self._port.get_ports()
         except ImportError:
             raise
-        # Each operating system that has no MIDI says so with an exception of its own.
+        # Each operating system without MIDI raises another exception.
         except Exception as error:
             raise OSError(f"There is no MIDI on this machine: {error}") from error
         matches = [i for i, known in enumerate(names) if name in known]
@@ -248,17 +248,17 @@ class MidiPort:
         self._player.start()
 
     def put(self, event) -> None:
-        """Take a `StreamedEvent`, in order of time, to be played when its time has come; returns at once."""
+        """Queue a `StreamedEvent` to be played at its time; events come in order, and this returns at once."""
         self._arrived.put(event)
 
     def close(self, at_once: bool = False) -> list[float]:
-        """Wait until all has been played, or stop in the middle, and close the port.
+        """Wait until all events have been played, or stop at once, and close the port.
 
         Args:
-            at_once: Whether to stop in the middle.
+            at_once: Do not wait for events that have not been played.
 
         Returns:
-            How long the music had to wait, in seconds, each time that it had to.
+            Each delay of the clock, in seconds.
         """
         self._arrived.put(None)
         try:
@@ -267,7 +267,7 @@ class MidiPort:
         finally:
             self._stopped.set()
             self._player.join()
-            # All notes off, whatever has come between.
+            # All notes off, also after an error.
             self._port.send_message([0xB0, 123, 0])
             self._port.close_port()
         return self._late
@@ -349,8 +349,8 @@ def piano_roll(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=12, steps=[1, 2, 5, 10]))
     axes.set_xlabel("seconds", color=theme.ink, fontsize=9)
     _draw_scale(add_axes(WIDTH - RIGHT - 1.5, 0.17, 1.2, 0.1), theme)
-    # Words stay words in an SVG, and its names would be random without a salt. Matplotlib would write its version into
-    # a PNG, and the date into an SVG.
+    # Text stays text in an SVG, and the salt fixes the ids. By default Matplotlib writes its version into a PNG and
+    # the date into an SVG.
     is_svg = Path(getattr(path, "name", None) or str(path)).suffix == ".svg"
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "music"}):
         figure.savefig(
@@ -399,9 +399,9 @@ def _draw_notes(axes: Axes, notes: NoteArrays, keys: np.ndarray, theme: Theme) -
 
     shown = (notes.start < finish) & (notes.end > begin)
     start, end, pitch, velocity = (column[shown] for column in notes)
-    # A hair of paper between a note and its repetition, and enough ink for the shortest.
-    hair = (finish - begin) / 1500
-    end = np.maximum(end - hair, start + 2 * hair)
+    # A gap between a note and its repetition, and a minimum width for the shortest notes.
+    gap = (finish - begin) / 1500
+    end = np.maximum(end - gap, start + 2 * gap)
     corners = [(start, pitch - 0.42), (end, pitch - 0.42), (end, pitch + 0.42), (start, pitch + 0.42)]
     boxes = np.array(corners).transpose(2, 0, 1)  # [N, 4, 2]
     colors = theme.velocity(VELOCITIES(velocity))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from evaluation.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
 from evaluation.plain_text import printable
 from hub.contents import published_files
@@ -48,13 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
     args = parser.parse_args(argv)
-    try:
+
+    def write():
         names = bundle(args.folder, args.output_dir)
-    except (ValueError, OSError) as error:
-        print(printable(f"hub.bundle: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
-    print(f"{args.output_dir}: {', '.join(names)}")
-    return 0
+        print(printable(f"{args.output_dir}: {', '.join(names)}"))
+
+    return run_command("hub.bundle", write, f"stopped; {printable(args.output_dir)} is not complete")
 
 
 if __name__ == "__main__":

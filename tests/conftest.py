@@ -1,5 +1,6 @@
-"""Small music for the tests: piano scores, a folder of MIDI files, and files that are broken."""
+"""Fixtures: piano scores, a folder of MIDI files, files that are broken, a prepared corpus and a finished training."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ def make_score() -> Callable[..., Score]:
 
 @pytest.fixture
 def midi_folder(tmp_path: Path) -> Path:
-    """Return a folder of six sound MIDI files, one of them in a subfolder, and a text file."""
+    """Return a folder of six valid MIDI files, one of them in a subfolder, and a text file."""
     folder = tmp_path / "midi"
     (folder / "deeper").mkdir(parents=True)
     names = ["one.mid", "two.midi", "THREE.MID", "with space.mid", "größer.mid", "deeper/six.mid"]
@@ -70,7 +71,7 @@ def midi_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def broken_midis() -> dict[str, bytes]:
     """Return the bytes of MIDI files that cannot be encoded, by what is wrong with them."""
-    sound = _make_score(seed=1).dumps_midi()
+    valid = _make_score(seed=1).dumps_midi()
     silent = Score(480)
     silent.tracks.append(Track(program=0))
     silent.tracks[0].controls.append(ControlChange(0, 64, 127))
@@ -80,10 +81,45 @@ def broken_midis() -> dict[str, bytes]:
     return {
         "empty": b"",
         "text": b"This is not a MIDI file, whatever its name says.",
-        "truncated": sound[: len(sound) // 2],
-        "bytes stripped": sound[:200] + sound[203:],
+        "truncated": valid[: len(valid) // 2],
+        "bytes stripped": valid[:200] + valid[203:],
         "no tracks": b"MThd\x00\x00\x00\x06\x00\x01\x00\x00\x01\xe0",
-        "no time": sound[:12] + b"\x00\x00" + sound[14:],
+        "no time": valid[:12] + b"\x00\x00" + valid[14:],
         "no notes": silent.dumps_midi(),
         "only drums": drums.dumps_midi(),
     }
+
+
+@pytest.fixture(scope="session")
+def corpus(make_score, tmp_path_factory):
+    """A prepared corpus of a few random pieces, for trainings."""
+    # Imported here, because most tests need neither.
+    import datasets
+
+    from tokenization import MusicTxTokenizer
+
+    folder = tmp_path_factory.mktemp("corpus")
+    tokenizer = MusicTxTokenizer()
+    splits, seed = {}, 0
+    for split, count in {"train": 6, "validation": 2, "test": 1}.items():
+        rows = []
+        for _ in range(count):
+            seed += 1
+            ids = [*tokenizer(make_score(seed))["input_ids"], tokenizer.eos_token_id]
+            rows.append({"name": f"{seed}.mid", "input_ids": ids})
+        features = {"name": datasets.Value("string"), "input_ids": datasets.List(datasets.Value("uint16"))}
+        splits[split] = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "report.json").write_text(json.dumps({"fingerprint": "of the corpus"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def steady(corpus, tmp_path_factory):
+    """The folder of an uninterrupted run of the steady recipe, see tiny_training.py."""
+    from tiny_training import STEADY, run
+
+    folder = tmp_path_factory.mktemp("steady")
+    run(corpus, folder, STEADY)
+    return folder

@@ -14,7 +14,7 @@ FEATURES = Features({"name": Value("string"), "input_ids": List(Value("uint16"))
 
 
 def pieces_of(*lengths):
-    """Pieces whose tokens are all different, so that a token tells where it stood."""
+    """Pieces whose tokens are all different, so that a token identifies its position."""
     ends = 3 + np.cumsum([length - 2 for length in lengths])
     rows = [[BOS, *range(end - length + 2, end), EOS] for length, end in zip(lengths, ends, strict=True)]
     names = [f"piece {row}" for row in range(len(rows))]

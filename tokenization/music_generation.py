@@ -1,4 +1,4 @@
-"""The one function that generates music: from nothing, from a prompt or into a gap, well-formed, as long as asked.
+"""The one function that generates music: from nothing, from a prompt or into a gap, and well-formed.
 
 `generate_music` wraps `model.generate` with what music needs beside it: the token budget, the sliding window, the
 grammar and the loop breaker, the stop by seconds, endings, and one forward pass over the prompt for all samples.
@@ -55,7 +55,7 @@ def generate_music(
             alone. A prompt longer than the model's sliding window is part of the result, but the model sees only its
             end.
         seconds: Seconds of music to generate after the prompt; None to stop at EOS or `max_new_tokens` alone, as for
-            encodings whose tokens do not tell seconds.
+            encodings whose tokens have no duration.
         num_samples: Continuations of each prompt.
         ending: End the music within a few seconds after `seconds`, rather than cut it there.
         infill: First and last second of a gap in the piece `prompt_ids`, whose music is generated anew; `seconds` does
