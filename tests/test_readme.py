@@ -1,4 +1,4 @@
-"""README.md and docs/library.md are true: commands and snippets run in order, each on the files of those before it.
+"""README.md, docs/library.md and docs/controls.md are true: commands and snippets run in order, each on the files of those before it.
 
 They run in a small copy of a checkout with tiny settings. A block runs unless `SHOWN_ONLY` gives a reason why not; a
 new block is therefore run as it stands until someone decides otherwise.
@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from tiny_models import save_model
 
-from tokenization import MusicTxTokenizer
+from tokenization import MusicTxTokenizer, PerformanceWithControls
 
 ROOT = Path(__file__).parents[1]
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/library.md")}
+NAMES = ("README.md", "docs/library.md", "docs/controls.md")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 
 # Replacements that make the commands of the pages small.
 TINY = {
@@ -33,6 +34,13 @@ TINY = {
     "--seconds 30": "--seconds 1",
     "--output_dir report": "--output_dir report --length 32 --num_samples 2 --seconds 1",
     "seconds=30": "seconds=1",
+    "python generate.py --density": "python generate.py --seconds 1 --density",
+    "--note_length planned": "--seconds 1 --note_length planned",
+    "--infill 12 18 --num_samples 4": "--infill 2 3",
+    "--num_samples 200": "--num_samples 3 --seconds 2",
+    "evaluation.infilling": "evaluation.infilling --num_gaps 2",
+    "recipes/maestro_controls.yaml": "recipes/maestro_controls.yaml --sequence_length 32 --max_steps 2"
+    " --hidden_size 32 --num_hidden_layers 1 --mixed_precision no",
 }
 
 # Commands, by how they begin, and languages of blocks that are not run, with the reason.
@@ -41,6 +49,7 @@ SHOWN_ONLY = {
     "pip install": "tests install nothing; the Makefile installs the same extras on every new machine",
     "python -m hub.publish": "it sends; test_publish.py runs it against a Hub on this machine",
     "bibtex": "a citation",
+    "text": "the layout of a sequence",
 }
 
 # A process that runs each command in a fork of its own. It has imported the packages of other projects, which takes
@@ -101,7 +110,8 @@ def checkout(tmp_path_factory, make_score):
         shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
 
     # As in the repository, without the pipeline's code.
-    shipped = save_model(checkout / "checkpoints" / "maestro-small", MusicTxTokenizer())
+    tokenizer = MusicTxTokenizer.from_miditok(PerformanceWithControls())
+    shipped = save_model(checkout / "checkpoints" / "maestro-small", tokenizer)
     settings = json.loads((shipped / "config.json").read_text())
     del settings["custom_pipelines"]
     (shipped / "config.json").write_text(json.dumps(settings))

@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
 from hub.publish import check_folder
-from tokenization import MusicTxTokenizer
+from tokenization import MusicTxTokenizer, PerformanceWithControls
 
 # Before the training
 
@@ -63,11 +63,20 @@ def test_what_cannot_be_done_is_said_in_one_line_before_training(
     assert message in line
 
 
+def with_controls(corpus, folder):
+    """Copy a corpus and give it a tokenizer with tokens for controls and infilling: the ids of music are the same."""
+    shutil.copytree(corpus, folder)
+    MusicTxTokenizer.from_miditok(PerformanceWithControls()).save_pretrained(folder / "tokenizer")
+    return folder
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_trains_in_small(recipe, corpus, steady, tmp_path):
     shape = {**SHAPE, "head_dim": 16}
     if "init_from" in recipe.read_text():
         shape = {"init_from": steady}
+    if "control_fraction" in recipe.read_text():
+        corpus = with_controls(corpus, tmp_path / "corpus")
     small = {"max_steps": 2, "sequence_length": 64, "batch_size": 2, "mixed_precision": "no", "report_to": "none"}
     forget_the_last_run()
     train.main([str(recipe), *flags(corpus, tmp_path, shape, small)])
