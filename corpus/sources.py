@@ -11,8 +11,10 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
+import stat
 import unicodedata
 import zipfile
 import zlib
@@ -31,7 +33,7 @@ HELD_OUT = ("validation", "test")
 SPLITS = ("train", *HELD_OUT)
 
 # What reading a damaged, encrypted, vanished or forbidden file raises, from a disk or from an archive.
-UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 # Longer than any music; what claims to be MIDI and is larger would cost memory alone.
 MAX_FILE_BYTES = 64_000_000
@@ -222,16 +224,18 @@ class JsbChorales:
             chorales = json.loads(Path(path).read_bytes())
             by_split = {split: chorales[split] for split in ("valid", "test", "train")}
             self.chorales = [
-                (f"{split}/{number:03}", split.replace("valid", "validation"), np.array(steps, dtype=np.int64))
+                (f"{split}/{number:03}", split.replace("valid", "validation"), np.array(steps))
                 for split, chorales in by_split.items()
                 for number, steps in enumerate(chorales)
             ]
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {_reason(error)}.") from None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise ValueError(wanted) from None
         for _, _, steps in self.chorales:
-            if steps.ndim != 2 or steps.shape[1] != len(VOICES) or not -1 <= steps.min() <= steps.max() <= 127:
+            # Whole numbers that fit 64 bits: of others NumPy makes an array of another type.
+            is_grid = steps.dtype == np.int64 and steps.ndim == 2 and steps.shape[1] == len(VOICES)
+            if not is_grid or not -1 <= steps.min() <= steps.max() <= 127:
                 raise ValueError(wanted)
 
     def __len__(self) -> int:
@@ -347,20 +351,25 @@ class _Files:
         elif zipfile.is_zipfile(path):
             try:
                 self.archive = zipfile.ZipFile(path)
-            except zipfile.BadZipFile as error:
-                raise ValueError(f"{path} is a broken zip archive: {error}.") from None
+            # NotImplementedError: of a version that Python does not know; ValueError: a name that is no text.
+            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+                raise ValueError(f"{path} is a zip archive that cannot be read: {error}.") from None
             self.names = sorted(info.filename for info in self.archive.infolist() if not info.is_dir())
         elif path.exists():
             raise ValueError(f"{path} is neither a folder nor a zip archive.")
         else:
             raise ValueError(f"{path} does not exist.")
+        self._known = frozenset(self.names)
 
     def read(self, name: str) -> bytes:
         """Return what a file holds, unpacked if it is gzipped; raises one of UNREADABLE."""
-        try:
-            opened = self.archive.open(name) if self.archive else (self.path / name).open("rb")
-        except KeyError:
-            raise FileNotFoundError("not in the archive") from None
+        if name not in self._known:
+            # Also a name that a table gives and that leads out of the folder.
+            raise FileNotFoundError("not in the archive" if self.archive else "not in the folder")
+        # To open a named pipe would wait for a writer.
+        if self.archive is None and not stat.S_ISREG((self.path / name).stat().st_mode):
+            raise OSError("no regular file")
+        opened = self.archive.open(name) if self.archive else (self.path / name).open("rb")
         with opened as raw, gzip.open(raw) if name.lower().endswith(".gz") else raw as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:

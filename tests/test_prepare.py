@@ -331,12 +331,10 @@ def test_an_error_midway_leaves_what_stood_there_and_nothing_else(maestro, tmp_p
 
 @only_where_workers_are_forked
 def test_a_killed_run_leaves_no_corpus_and_no_workers_and_the_next_run_cleans_up(many_midis, tmp_path):
-    # Nobody writes to the pipe: the run stops there for good, with its first pieces done.
-    os.mkfifo(many_midis / "zz.mid")
-    with (many_midis / "maestro.csv").open("w", encoding="utf-8", newline="") as lines:
-        names = sorted(path.name for path in many_midis.glob("*.mid"))
-        csv.writer(lines).writerows([["split", "midi_filename"], *(["train", name] for name in names)])
-    command = [sys.executable, "-m", "corpus.prepare", "maestro", "--input", many_midis, "--num_workers", "2"]
+    # The run stops after its last file for good, with its first pieces done.
+    stopping = "from corpus import prepare, sources; import sys, time; read = sources.MidiFolder.__iter__; "
+    stopping += "sources.MidiFolder.__iter__ = lambda self: (yield from read(self)) or time.sleep(600); prepare.main()"
+    command = [sys.executable, "-c", stopping, "folder", "--input", many_midis, "--num_workers", "2"]
     run = subprocess.Popen([*command, "--output_dir", tmp_path / "corpus"], cwd=CHECKOUT, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     wait_until(lambda: run.poll() is not None or len(children.read_text().split()) == 2)
@@ -348,7 +346,6 @@ def test_a_killed_run_leaves_no_corpus_and_no_workers_and_the_next_run_cleans_up
     assert list(tmp_path.glob(".corpus.unfinished-*"))
     wait_until(lambda: not any(worker.exists() for worker in workers))
 
-    (many_midis / "zz.mid").unlink()
     prepare(MidiFolder(many_midis), tmp_path / "corpus", num_workers=1)
     assert len(rows_of(tmp_path / "corpus")) == len(MidiFolder(many_midis))
     assert not list(tmp_path.glob(".*"))

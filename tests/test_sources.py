@@ -228,6 +228,50 @@ def test_a_file_that_cannot_be_read_is_passed_over(tmp_path):
     assert [type(files[name]) for name in ("a.mid", "c.mid")] == [Piece, Piece]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_named_pipe_is_passed_over_and_not_waited_for(tmp_path):
+    fill(tmp_path, {"a.mid": b"music"})
+    os.mkfifo(tmp_path / "b.mid")
+    files = {file.name: file for file in MidiFolder(tmp_path)}
+    assert files["b.mid"] == PassedOver("b.mid", "no regular file")
+    assert isinstance(files["a.mid"], Piece)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_an_archive_costs_that_member_alone(method, tmp_path, make_score):
+    with zipfile.ZipFile(tmp_path / "midis.zip", "w", method) as archive:
+        for seed, name in enumerate(("a.mid", "b.mid")):
+            archive.writestr(name, make_score(seed).dumps_midi())
+        begin = archive.getinfo("b.mid").header_offset + 60
+    content = bytearray((tmp_path / "midis.zip").read_bytes())
+    content[begin : begin + 40] = bytes(byte ^ 255 for byte in content[begin : begin + 40])
+    (tmp_path / "midis.zip").write_bytes(content)
+    assert {file.name: type(file) for file in MidiFolder(tmp_path / "midis.zip")} == {
+        "a.mid": Piece,
+        "b.mid": PassedOver,
+    }
+
+
+def test_an_archive_of_an_unknown_version_is_refused_in_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "midis.zip", "w") as archive:
+        archive.writestr("a.mid", b"music")
+    content = bytearray((tmp_path / "midis.zip").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # the version that is needed to read it
+    (tmp_path / "midis.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read: zip file version 9\.9"):
+        MidiFolder(tmp_path / "midis.zip")
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_table_cannot_name_files_outside_its_folder(absolute, unpacked):
+    outside = unpacked.parent / "outside.midi"
+    outside.write_bytes(b"secret")
+    named = str(outside) if absolute else "../outside.midi"
+    rewrite_table(unpacked, lambda text: text.replace("2004/second.midi", named))
+    outcomes = {file.name: file for file in Maestro(unpacked)}
+    assert outcomes[named] == PassedOver(named, "not in the folder")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
 def test_a_file_name_that_is_no_text_becomes_text(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.mid")).write_bytes(b"music")
@@ -325,7 +369,13 @@ def test_chorales_keep_their_split_and_their_steps(chorales):
         '{"train": [[[60, 55, 52]]], "valid": [], "test": []}',
         '{"train": [[[60, 55, 52, 36], [60]]], "valid": [], "test": []}',
         '{"train": [[[60, 55, 52, 200]]], "valid": [], "test": []}',
+        '{"train": [[[60, 55, 52, 1e999]]], "valid": [], "test": []}',
+        '{"train": [[[60, 55, 52, 1000000000000000000000000]]], "valid": [], "test": []}',
+        '{"train": [[[60, 55, 52, 36.5]]], "valid": [], "test": []}',
+        '{"train": [[["60", "55", "52", "36"]]], "valid": [], "test": []}',
+        "[" * 100_000,
     ],
+    ids=lambda content: content[:60],
 )
 def test_what_holds_no_chorales_is_refused(tmp_path, content):
     (tmp_path / "file.json").write_text(content)
