@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and their checksums."""
+"""Files and folders that appear whole or not at all, locks on what one process may write, and checksums."""
 
 import hashlib
 import os
@@ -6,6 +6,56 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file inside the `with` block, so that no other process does the same work at the same time.
+
+    The system releases the lock when the process ends, however it ends; forked processes do not inherit it. On Windows,
+    and on file systems without locks, nothing is locked.
+
+    Args:
+        path: The lock file. It and its folder are created, and the file is removed in the end.
+
+    Raises:
+        BlockingIOError: Another process holds the lock; its number is in the message.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = _lock(path)
+    # The holder before may have removed the file after it was opened here.
+    while not (path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())):
+        os.close(descriptor)
+        descriptor = _lock(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """Open and lock a file; returns its descriptor, whose closing releases the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(descriptor, 20).decode(errors="replace")
+        os.close(descriptor)
+        raise BlockingIOError(f"process {holder} is at work there; wait until it has ended") from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
 
 
 @contextmanager

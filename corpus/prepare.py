@@ -26,7 +26,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
-from corpus.atomic_files import atomic_folder
+from corpus.atomic_files import atomic_folder, exclusive
 from corpus.dataset import load_tokenizer
 from corpus.shards import SplitWriter
 from corpus.sources import SPLITS, GiantMidi, JsbChorales, Maestro, MidiFolder, Mixture, PassedOver, Piece
@@ -37,7 +37,9 @@ from tokenization import MusicTxTokenizer
 REPORT = "report.json"
 
 # Pieces that travel to a worker together: enough to hide the journey, few enough to keep all workers busy to the end.
+# A task ends with the piece that makes it this long, so that memory does not grow with the size of the files.
 PIECES_PER_TASK = 8
+TASK_BYTES = 2_000_000
 
 # More names than this, of the files that were passed over, do not fit a screen; the report holds them all.
 NAMES_SHOWN = 20
@@ -88,6 +90,7 @@ def prepare(
     Raises:
         ValueError: No file of the source can be used, or `num_workers` is below 1.
         FileExistsError: There is something at `output_dir`.
+        BlockingIOError: Another process prepares a corpus at `output_dir`.
         OSError: `output_dir` cannot be written.
     """
     if num_workers < 1:
@@ -97,8 +100,8 @@ def prepare(
         raise ValueError(f"The vocabulary has {len(tokenizer)} tokens; a corpus stores at most {1 << 16}.")
     # A link is resolved, so that the corpus is on the disk that it points to.
     output_dir = Path(output_dir).resolve()
-    _may_write(output_dir, overwrite)
-    with atomic_folder(output_dir) as folder:
+    with exclusive(output_dir.with_name(f".{output_dir.name}.lock")), atomic_folder(output_dir) as folder:
+        _may_write(output_dir, overwrite)
         report = _write_pieces(source, folder, tokenizer, num_workers)
         tokenizer.save_pretrained(folder / "tokenizer")
         (folder / "README.md").write_text(_card(report), encoding="utf-8")
@@ -186,7 +189,7 @@ def _tokenize(
     try:
         while True:
             try:
-                while len(underway) < 2 * num_workers and (task := list(islice(pieces, PIECES_PER_TASK))):
+                while len(underway) < 2 * num_workers and (task := _take_task(pieces)):
                     underway.append(task)
                     results.append(pool.submit(_tokenize_task, [piece.music for piece in task]))
                 if not underway:
@@ -202,6 +205,17 @@ def _tokenize(
                     yield from _tokenize_one_by_one(underway.popleft(), tokenizer)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _take_task(pieces: Iterator[Piece]) -> list[Piece]:
+    """Take the pieces of a task; an empty list if none are left."""
+    task, size = [], 0
+    for piece in islice(pieces, PIECES_PER_TASK):
+        task.append(piece)
+        size += memoryview(piece.music).nbytes
+        if size >= TASK_BYTES:
+            break
+    return task
 
 
 def _tokenize_one_by_one(pieces: list[Piece], tokenizer: MusicTxTokenizer) -> Iterator[tuple[Piece, Tokenized | str]]:

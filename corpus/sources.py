@@ -35,8 +35,8 @@ SPLITS = ("train", *HELD_OUT)
 # What reading a damaged, encrypted, vanished or forbidden file raises, from a disk or from an archive.
 UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
-# Longer than any music; what claims to be MIDI and is larger would cost memory alone.
-MAX_FILE_BYTES = 64_000_000
+# A day of piano at ten notes a second, eight bytes each. To tokenize one byte takes some fifty bytes of memory.
+MAX_FILE_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from corpus import prepare as preparation
 from corpus import shards
 from corpus.dataset import load_corpus
 from corpus.prepare import main, prepare
-from corpus.sources import Maestro, MidiFolder, Mixture
+from corpus.sources import Maestro, MidiFolder, Mixture, Piece
 from tokenization import MusicTxTokenizer
 
 CHECKOUT = Path(__file__).parents[1]
@@ -148,6 +148,14 @@ def test_doubles_are_passed_over_with_the_name_of_the_first(midi_folder, tmp_pat
     shutil.copy(midi_folder / "one.mid", midi_folder / "deeper" / "double.mid")
     report = prepare(MidiFolder(midi_folder), tmp_path / "corpus", num_workers=1)
     assert report["passed_over"] == {"one.mid": "the same music as deeper/double.mid"}
+
+
+def test_a_task_is_bounded_by_bytes_and_by_pieces(monkeypatch):
+    monkeypatch.setattr(preparation, "TASK_BYTES", 100)
+    small, large = Piece("small", "train", b"1234567890"), Piece("large", "train", bytes(1000))
+    pieces = iter([small, large, *[small] * (preparation.PIECES_PER_TASK + 1), large, large])
+    tasks = [[piece.name for piece in task] for task in iter(lambda: preparation._take_task(pieces), [])]
+    assert tasks == [["small", "large"], ["small"] * preparation.PIECES_PER_TASK, ["small", "large"], ["large"]]
 
 
 @only_where_workers_are_forked
@@ -313,6 +321,21 @@ def test_a_folder_that_is_no_corpus_is_never_replaced(maestro, midi_folder):
     assert bytes_of(midi_folder) == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_two_processes_do_not_prepare_one_corpus_at_the_same_time(maestro, tmp_path, capsys):
+    hold = "import sys, time; from pathlib import Path; from corpus.atomic_files import exclusive\n"
+    hold += "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", hold, tmp_path / ".corpus.lock"]
+    words = ["maestro", "--input", maestro, "--output_dir", str(tmp_path / "corpus"), "--num_workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as other:
+        assert other.stdout.readline() == "held\n"
+        assert main([*words, "--overwrite"]) == 2
+        assert f"process {other.pid} is at work there" in capsys.readouterr().err
+        other.kill()
+    assert main(words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
 def test_an_error_midway_leaves_what_stood_there_and_nothing_else(maestro, tmp_path):
     prepare(Maestro(maestro), tmp_path / "corpus", num_workers=1)
     before = bytes_of(tmp_path)
@@ -394,7 +417,7 @@ def test_what_a_user_can_mend_ends_in_one_line_and_code_2(midi_folder, maestro, 
         (["folder", "--input", "missing", "--output_dir", corpus], "missing does not exist"),
         (["folder", "--input", str(tmp_path / "published"), "--output_dir", str(tmp_path / "file")], "file"),
         (["folder", "--input", str(tmp_path / "only broken"), "--output_dir", corpus], "None of the 1 files"),
-        (["maestro", "--input", maestro, "--output_dir", str(tmp_path / "file" / "corpus")], "Not a directory"),
+        (["maestro", "--input", maestro, "--output_dir", str(tmp_path / "file" / "corpus")], "File exists"),
         (["maestro", "--input", maestro, "--output_dir", str(midi_folder)], "not a prepared corpus"),
         (["maestro", "--input", maestro, "--output_dir", corpus, "--num_workers", "0"], "num_workers (0)"),
         (["giantmidi", "--input", str(midi_folder), "--output_dir", corpus], "named as GiantMIDI-Piano does"),
