@@ -17,8 +17,8 @@ except ImportError:  # Windows
 def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock file inside the `with` block, so that no other process does the same work at the same time.
 
-    The system releases the lock when the process ends, however it ends; forked processes do not inherit it. On Windows,
-    and on file systems without locks, nothing is locked.
+    The system releases the lock when the process ends, however it ends; forked processes do not inherit it. On
+    Windows, and on file systems without locks, nothing is locked.
 
     Args:
         path: The lock file. It and its folder are created, and the file is removed in the end.
