@@ -36,7 +36,7 @@ from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MidiGenerationPipeline, MusicTxTokenizer, generate_music
 from training.checkpoints import gather, numbered, resume, save_checkpoint
 from training.log import Step, TrainingLog, on_main
-from training.optimizers import learning_rate, make_optimizers
+from training.optimizers import make_optimizers, schedule
 from training.recipe import Recipe, parse
 
 
@@ -203,11 +203,10 @@ def make_loaders(pieces, tokenizer, recipe: Recipe, step: int, num_processes: in
     Short crops come first if the recipe says so: their attention costs less, and far distances are learned last.
     """
     loaders = []
-    middle = math.ceil(recipe.short_fraction * recipe.max_steps)
-    for first, end in ((step, middle), (max(step, middle), recipe.max_steps)):
-        if first >= end:
+    for end in (*recipe.short_ends(), recipe.max_steps):
+        if step >= end:
             continue
-        batch_size, length = recipe.batch_shape(first)
+        batch_size, length = recipe.batch_shape(step)
         crops = Crops(
             pieces,
             length,
@@ -218,13 +217,14 @@ def make_loaders(pieces, tokenizer, recipe: Recipe, step: int, num_processes: in
         )
         per_step = batch_size * recipe.gradient_accumulation_steps * num_processes
         loader = DataLoader(
-            Subset(crops, range(first * per_step, end * per_step)),
+            Subset(crops, range(step * per_step, end * per_step)),
             batch_size,
             num_workers=recipe.dataloader_num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=ignore_signals,
         )
         loaders.append(loader)
+        step = end
     return loaders
 
 
@@ -290,7 +290,7 @@ def train_step(accelerator, model, optimizers, batches, recipe: Recipe, step: in
     is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, recipe)
+            group["lr"] = group["peak"] * schedule(step, recipe)
         if is_finite:
             optimizer.step()
         optimizer.zero_grad()

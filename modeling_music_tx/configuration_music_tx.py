@@ -34,6 +34,9 @@ class MusicTxConfig(PreTrainedConfig):
         position_embedding (`str`, defaults to `"none"`):
             `"sinusoidal"` adds Vaswani et al.'s sinusoids to the input, as the paper's baseline does; `"none"` leaves
             position to the relative term.
+        value_residual (`bool`, defaults to `False`):
+            Whether each layer's values are a learned mixture of its own and the first layer's (Zhou et al. 2024,
+            arXiv 2410.17897).
         sliding_window (`int`, *optional*):
             How many tokens a query attends to, its own included. With one, the cache has constant size and generation
             may go on without end.
@@ -66,6 +69,7 @@ class MusicTxConfig(PreTrainedConfig):
     head_dim: int | None = None
     max_relative_distance: int = 1024
     position_embedding: str = "none"
+    value_residual: bool = False
     sliding_window: int | None = None
     max_position_embeddings: int | None = None
     layer_norm_eps: float = 1e-5

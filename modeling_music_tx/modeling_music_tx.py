@@ -133,7 +133,10 @@ def eager_attention_forward(
 class MusicTxAttention(nn.Module):
     """Relative global attention, with a table of relative embeddings of its own for each head.
 
-    Source: Huang et al. 2018, section 3.4.
+    With a value residual, each layer after the first mixes the first layer's values into its own; its cache holds the
+    mixture.
+
+    Source: Huang et al. 2018, section 3.4; Zhou et al. 2024 (arXiv 2410.17897) for the value residual.
     """
 
     def __init__(self, config: MusicTxConfig, layer_idx: int):
@@ -154,6 +157,8 @@ class MusicTxAttention(nn.Module):
             self.relative_embeddings = nn.Parameter(
                 torch.empty(self.num_heads, config.max_relative_distance, self.head_dim)
             )
+        # Factors of a layer's own values and of the first layer's, [2].
+        self.value_mix = nn.Parameter(torch.empty(2)) if config.value_residual and layer_idx > 0 else None
 
     @accepts_cache
     def forward(
@@ -162,11 +167,29 @@ class MusicTxAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        first_values: torch.Tensor | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Attends.
+
+        Args:
+            hidden_states: [B, Q, C].
+            attention_mask: additive, or true where a key is seen, [B, 1, Q, K].
+            position_ids: [B or 1, Q], given only with a 4D mask of the caller.
+            past_key_values: keys and values of the tokens before.
+            first_values: the first layer's values for these tokens, [B, H, Q, D]; None in the first layer.
+
+        Returns:
+            [B, Q, C]; the attention weights [B, H, Q, K] if the implementation returns them; the first layer's values.
+        """
         batch, query_length, _ = hidden_states.shape
         qkv = apply_linear(self.qkv_proj, hidden_states).view(batch, query_length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, H, Q, D] each
+        if first_values is None:
+            first_values = value
+        if self.value_mix is not None:
+            own, first = self.value_mix.to(value.dtype)
+            value = own * value + first * first_values
 
         offset = 0
         if past_key_values is not None:
@@ -202,7 +225,7 @@ class MusicTxAttention(nn.Module):
         if torch.compiler.is_exporting():
             # Exporters replace attention by operators whose output may have other strides than the traced one.
             output = output.clone(memory_format=torch.contiguous_format)
-        return apply_linear(self.o_proj, output.reshape(batch, query_length, -1)), weights
+        return apply_linear(self.o_proj, output.reshape(batch, query_length, -1)), weights, first_values
 
 
 class MusicTxDecoderLayer(GradientCheckpointingLayer):
@@ -216,10 +239,12 @@ class MusicTxDecoderLayer(GradientCheckpointingLayer):
         self.mlp = MusicTxMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps [B, Q, C] to the same, and returns the first layer's values too, as `MusicTxAttention` does."""
+        attention_output, _, first_values = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        hidden_states = hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        return hidden_states, first_values
 
 
 # The attention implementations that compute the relative term. Others ignore `position_bias` without an error.
@@ -314,8 +339,11 @@ class MusicTxPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             initialization.ones_(module.weight)
             initialization.zeros_(module.bias)
-        elif isinstance(module, MusicTxAttention) and module.relative_embeddings is not None:
-            initialization.normal_(module.relative_embeddings, std=std)
+        elif isinstance(module, MusicTxAttention):
+            if module.relative_embeddings is not None:
+                initialization.normal_(module.relative_embeddings, std=std)
+            if module.value_mix is not None:
+                initialization.constant_(module.value_mix, 0.5)
 
 
 class MusicTxModel(MusicTxPreTrainedModel):
@@ -393,11 +421,13 @@ class MusicTxModel(MusicTxPreTrainedModel):
             hidden_states = hidden_states + sinusoids(position_ids, self.config.hidden_size).to(hidden_states.dtype)
         hidden_states = self.dropout(hidden_states)
         # Assisted decoding with `assistant_early_exit` lowers `num_hidden_layers`.
+        first_values = None
         for layer in self.layers[: self.config.num_hidden_layers]:
-            hidden_states = layer(
+            hidden_states, first_values = layer(
                 hidden_states,
                 attention_mask=mask,
                 position_ids=layout,
+                first_values=first_values,
                 **{CACHE_NAME: past_key_values},
                 **kwargs,
             )

@@ -69,10 +69,15 @@ def by_hand(model, ids):
         return (x - mean) / (variance + config.layer_norm_eps).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
 
     hidden = state["model.embed_tokens.weight"][ids]  # [L, C]
+    first_values = None
     for index in range(config.num_hidden_layers):
         layer = f"model.layers.{index}"
         x = normalise(hidden, f"{layer}.input_layernorm") @ state[f"{layer}.self_attn.qkv_proj.weight"].T
         query, key, value = x.view(len(ids), 3, config.num_attention_heads, config.head_dim).permute(1, 2, 0, 3)
+        if config.value_residual and index:
+            own, first = state[f"{layer}.self_attn.value_mix"]
+            value = own * value + first * first_values
+        first_values = value if index == 0 else first_values
         table = state[f"{layer}.self_attn.relative_embeddings"]
         rows = []
         for i in range(len(ids)):
@@ -91,7 +96,11 @@ def by_hand(model, ids):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("fields", [{}, {"sliding_window": 9}, {"head_dim": 20}], ids=["plain", "window", "head_dim"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"sliding_window": 9}, {"head_dim": 20}, {"value_residual": True}],
+    ids=["plain", "window", "head_dim", "value_residual"],
+)
 @torch.no_grad()
 def test_logits_equal_a_forward_pass_written_by_hand(implementation, fields, ids):
     model = make_model(implementation, **fields)
@@ -139,11 +148,13 @@ CHUNKS = {"token-by-token": [1] * 40, "prefill-then-decode": [31] + [1] * 9, "ch
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("window", [None, 9], ids=["full", "window"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"sliding_window": 9}, {"value_residual": True}], ids=["full", "window", "value_residual"]
+)
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS.keys())
 @torch.no_grad()
-def test_cached_logits_equal_uncached_ones(implementation, cache, window, chunks, ids, left_padded):
-    model = make_model(implementation, sliding_window=window)
+def test_cached_logits_equal_uncached_ones(implementation, cache, fields, chunks, ids, left_padded):
+    model = make_model(implementation, **fields)
     expected = model(ids, attention_mask=left_padded).logits
     past = DynamicCache(config=model.config) if cache == "dynamic" else StaticCache(model.config, max_cache_len=48)
     logits, seen = [], 0
@@ -217,7 +228,9 @@ def compile_whole():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("fields", [{}, {"sliding_window": 9}], ids=["plain", "window"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"sliding_window": 9}, {"value_residual": True}], ids=["plain", "window", "value_residual"]
+)
 def test_a_training_step_compiles_whole_and_has_the_same_gradients(fields, ids, left_padded, compile_whole):
     model = make_model(**fields).train()
     call = {"input_ids": ids, "labels": ids, "attention_mask": left_padded, "use_cache": False}
@@ -294,10 +307,11 @@ def test_sinusoids_follow_the_cache(ids):
     torch.testing.assert_close(torch.cat([first, rest], dim=1), expected, **CLOSE)
 
 
-def test_gradient_checkpointing_changes_no_gradient_with_dropout_on(ids):
+@pytest.mark.parametrize("value_residual", [False, True])
+def test_gradient_checkpointing_changes_no_gradient_with_dropout_on(value_residual, ids):
     gradients = []
     for checkpointing in (False, True):
-        model = make_model(attention_dropout=0.3, hidden_dropout=0.2).train()
+        model = make_model(attention_dropout=0.3, hidden_dropout=0.2, value_residual=value_residual).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         torch.manual_seed(7)
@@ -307,12 +321,15 @@ def test_gradient_checkpointing_changes_no_gradient_with_dropout_on(ids):
 
 
 def test_initial_weights_have_the_spread_that_is_written_down():
-    model = make_model(initializer_range=0.02, hidden_size=128, intermediate_size=512, num_hidden_layers=8)
+    fields = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 8, "value_residual": True}
+    model = make_model(initializer_range=0.02, **fields)
     layer = model.model.layers[0]
     assert layer.self_attn.qkv_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert layer.self_attn.relative_embeddings.std().item() == pytest.approx(0.02, rel=0.1)
     for residual in (layer.self_attn.o_proj, layer.mlp.down_proj):
         assert residual.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+    assert layer.self_attn.value_mix is None  # the first layer has nothing to mix
+    assert model.model.layers[1].self_attn.value_mix.tolist() == [0.5, 0.5]
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 

@@ -149,7 +149,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
         ("corpus: a\noutput_dir: b\nlearning_rate: -1\n", "learning_rate (-1.0) must be a finite number, 0 or more"),
         ("corpus: a\noutput_dir: b\nmax_steps: -3\n", "max_steps (-3) must be at least 1"),
         ("corpus: &a b\noutput_dir: *a\n", "aliases are not allowed"),
-        ("corpus: a\noutput_dir: b\nshort_fraction: 0.5\nsequence_length: 65\n", "(65) must be even"),
+        ("corpus: a\noutput_dir: b\nshort_fraction: 0.5\nsequence_length: 65\n", "(65) must be a multiple of 2"),
         ("output_dir: b\n", "--corpus"),
         ("just text", "field: value"),
         ("a: [", "cannot be read"),

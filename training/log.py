@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from corpus.atomic_files import write_atomically
 from corpus.dataset import load_report
 from modeling_music_tx import MusicTxConfig
-from training.optimizers import learning_rate
+from training.optimizers import schedule
 from training.recipe import CONFIG_FIELDS, Recipe
 
 
@@ -83,7 +83,8 @@ class TrainingLog:
         trained = time.perf_counter() - self.started - self.paused
         steps_per_second = (step - self.first_step) / trained
         left = int((self.recipe.max_steps - step) / steps_per_second)
-        rate, speed = learning_rate(step - 1, self.recipe), steps_per_second * self.tokens_per_step
+        rate = self.recipe.learning_rate * schedule(step - 1, self.recipe)
+        speed = steps_per_second * self.tokens_per_step
         self.accelerator.print(
             f"step {step}/{self.recipe.max_steps} | loss {done.loss:.4f} | lr {rate:.2e} | "
             f"grad norm {done.grad_norm:.2f} | {speed:,.0f} tokens/s | {self.waited / trained:.1%} waiting for data | "

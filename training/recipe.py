@@ -23,9 +23,9 @@ CONFIG_FIELDS = [
 
 # What the fields of a recipe must satisfy.
 AT_LEAST_ONE = ("batch_size", "sequence_length", "gradient_accumulation_steps", "max_steps", "logging_steps")
-AT_LEAST_ONE += ("eval_steps", "save_steps", "save_total_limit")
+AT_LEAST_ONE += ("eval_steps", "save_steps", "save_total_limit", "halvings")
 NOT_NEGATIVE = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "max_skipped_steps", "lora_rank")
-NOT_NEGATIVE += ("seed", "dataloader_num_workers")
+NOT_NEGATIVE += ("seed", "dataloader_num_workers", "embedding_learning_rate")
 FRACTIONS = ("short_fraction", "decay_fraction", "adam_beta2")
 
 
@@ -43,7 +43,11 @@ class Recipe:
     batch_size: int = field(default=4, metadata={"help": "crops per process and forward pass"})
     short_fraction: float = field(
         default=0.0,
-        metadata={"help": "share of the steps, at the beginning, with twice as many crops of half the length"},
+        metadata={"help": "share of the steps, at the beginning, with shorter crops and more of them"},
+    )
+    halvings: int = field(
+        default=1,
+        metadata={"help": "times that the short crops are halved; with 2, the first half of them are of a quarter"},
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes per optimizer step"})
     max_steps: int = field(default=6000, metadata={"help": "optimizer steps"})
@@ -51,6 +55,9 @@ class Recipe:
         default="adamw", metadata={"help": "optimizer of the layers' matrices; AdamW for the rest"}
     )
     learning_rate: float = field(default=1.5e-3, metadata={"help": "peak learning rate"})
+    embedding_learning_rate: float | None = field(
+        default=None, metadata={"help": "with Muon, peak learning rate of what AdamW trains, if it is another"}
+    )
     warmup_steps: int = field(default=200, metadata={"help": "steps of linear warmup"})
     decay_fraction: float = field(
         default=0.4, metadata={"help": "share of the steps, at the end, with a linear decay to zero"}
@@ -95,9 +102,13 @@ class Recipe:
 
     def batch_shape(self, step: int) -> tuple[int, int]:
         """Crops per process and forward pass, and tokens per crop."""
-        if step < self.short_fraction * self.max_steps:
-            return 2 * self.batch_size, self.sequence_length // 2
-        return self.batch_size, self.sequence_length
+        halvings = sum(step < end for end in self.short_ends())
+        return self.batch_size << halvings, self.sequence_length >> halvings
+
+    def short_ends(self) -> list[int]:
+        """The steps at which crops double in length, in order."""
+        short = self.short_fraction * self.max_steps
+        return [math.ceil(short * part / self.halvings) for part in range(1, self.halvings + 1)]
 
 
 class _NoAliases(yaml.SafeLoader):
@@ -134,13 +145,16 @@ def parse(argv: list[str], description: str = "") -> tuple[Recipe, dict]:
         if getattr(recipe, name) < 1:
             parser.error(f"{name} ({getattr(recipe, name)}) must be at least 1.")
     for name in NOT_NEGATIVE:
-        if not 0 <= getattr(recipe, name) < math.inf:
+        if getattr(recipe, name) is not None and not 0 <= getattr(recipe, name) < math.inf:
             parser.error(f"{name} ({getattr(recipe, name)}) must be a finite number, 0 or more.")
     for name in FRACTIONS:
         if not 0 <= getattr(recipe, name) <= 1:
             parser.error(f"{name} ({getattr(recipe, name)}) must be from 0 to 1.")
-    if recipe.short_fraction and recipe.sequence_length % 2:
-        parser.error(f"sequence_length ({recipe.sequence_length}) must be even, for short_fraction to halve it.")
+    if recipe.short_fraction and recipe.sequence_length % 2**recipe.halvings:
+        parser.error(
+            f"sequence_length ({recipe.sequence_length}) must be a multiple of {2**recipe.halvings}, for "
+            "short_fraction to halve it."
+        )
     try:
         MusicTxConfig(**config)
     except (ValueError, StrictDataclassError) as error:
