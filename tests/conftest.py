@@ -1,5 +1,6 @@
-"""Small music for the tests: piano scores, a folder of MIDI files, and files that are broken."""
+"""Fixtures: piano scores, a folder of MIDI files, files that are broken, a prepared corpus and a finished training."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -87,3 +88,38 @@ def broken_midis() -> dict[str, bytes]:
         "no notes": silent.dumps_midi(),
         "only drums": drums.dumps_midi(),
     }
+
+
+@pytest.fixture(scope="session")
+def corpus(make_score, tmp_path_factory):
+    """A prepared corpus of a few random pieces, for trainings."""
+    # Imported here, because most tests need neither.
+    import datasets
+
+    from tokenization import MusicTxTokenizer
+
+    folder = tmp_path_factory.mktemp("corpus")
+    tokenizer = MusicTxTokenizer()
+    splits, seed = {}, 0
+    for split, count in {"train": 6, "validation": 2, "test": 1}.items():
+        rows = []
+        for _ in range(count):
+            seed += 1
+            ids = [*tokenizer(make_score(seed))["input_ids"], tokenizer.eos_token_id]
+            rows.append({"name": f"{seed}.mid", "input_ids": ids})
+        features = {"name": datasets.Value("string"), "input_ids": datasets.List(datasets.Value("uint16"))}
+        splits[split] = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "report.json").write_text(json.dumps({"fingerprint": "of the corpus"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def steady(corpus, tmp_path_factory):
+    """The folder of an uninterrupted run of the steady recipe, see tiny_training.py."""
+    from tiny_training import STEADY, run
+
+    folder = tmp_path_factory.mktemp("steady")
+    run(corpus, folder, STEADY)
+    return folder

@@ -1,4 +1,4 @@
-"""The plan of the house, held: who may import whom, and what a file needs to travel to the Hub alone."""
+"""The imports, processes and file names of the rooms are those that CONTRIBUTING.md and the Hub allow."""
 
 import ast
 import configparser
@@ -6,7 +6,9 @@ import importlib
 import re
 import sys
 from importlib.metadata import packages_distributions
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
@@ -16,25 +18,32 @@ from tokenization import tokenization_music_tx
 
 ROOT = Path(__file__).parents[1]
 
-# Room -> what it may import of the house. A room not listed may not exist; nothing may import what stands in no row.
-ROOMS = {
-    "modeling_music_tx": set(),
-    "tokenization": set(),
-    "corpus": {"tokenization"},
-    "evaluation": {"modeling_music_tx", "tokenization", "corpus"},
-    "hub": {"modeling_music_tx", "tokenization", "evaluation"},
-    "training": {"modeling_music_tx", "corpus"},
-    "train": {"modeling_music_tx", "tokenization", "corpus", "evaluation", "training"},
-    "generate": {"tokenization", "corpus.atomic_files", "evaluation.loading", "evaluation.rendering"},
-}
-# Benchmarks and tests look at everything, and nothing looks at them.
-WATCHERS = ("benchmarks", "tests")
 
-# What the two rooms that go to the Hub may ask of a user's machine.
-HUB_BOUND = {
-    "modeling_music_tx": {"huggingface_hub", "torch", "transformers"},
-    "tokenization": {"miditok", "numpy", "symusic", "torch", "transformers"},
-}
+class Room(NamedTuple):
+    """A line of the section Imports in CONTRIBUTING.md."""
+
+    imports: dict[str, str | None]  # what the room imports, and the one file that does if it is named
+    processes: set[str]  # the modules that the room starts with `python -m`
+
+
+def rooms_of(contributing: str) -> dict[str, Room]:
+    """Read the lines `room -> import, import (in file.py); starts module as a process`."""
+    block = contributing.partition("## Imports")[2].split("```")[1]
+    rooms = {}
+    for room, line in re.findall(r"^([\w.]+) +-> (.*)$", block, re.MULTILINE):
+        imports, _, starts = line.partition(";")
+        named = re.findall(r"([\w.]+)(?: \(in (\S+)\))?(?:, |$)", imports)
+        processes = set(re.findall(r"starts ([\w.]+) as a process", starts))
+        rooms[room.removesuffix(".py")] = Room({name: file or None for name, file in named}, processes)
+    return rooms
+
+
+ROOMS = rooms_of((ROOT / "CONTRIBUTING.md").read_text())  # a room without a line may not exist
+UNIMPORTED = set(ROOMS.pop("nothing").imports)
+WATCHERS = UNIMPORTED - set(ROOMS)  # benchmarks and tests import everything
+
+# The rooms that go to the Hub, and what they may need on a user's machine.
+HUB_BOUND = {name: set(ROOMS[name].imports) for name in ("modeling_music_tx", "tokenization")}
 
 FILES = sorted(
     path.relative_to(ROOT)
@@ -65,8 +74,22 @@ def imports_of(source: str, optional: bool = True) -> set[tuple[int, str]]:
     return found
 
 
+def processes_of(source: str) -> set[str]:
+    """The modules of our own that a source starts with `-m`: in a list of arguments, or in a command line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        arguments = getattr(node, "elts", getattr(node, "args", []))
+        if isinstance(node, ast.List | ast.Tuple | ast.Call):
+            texts = [argument.value if isinstance(argument, ast.Constant) else None for argument in arguments]
+            found += [text for flag, text in pairwise(texts) if flag == "-m" and text]
+        # Messages and help texts name commands too; these modules start them.
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[0] in ("os", "subprocess", "shlex"):
+            found += re.findall(r"-m ([\w.]+)", ast.unparse(node))
+    return {name for name in found if name.split(".")[0] in (*ROOMS, *WATCHERS)}
+
+
 def ours(names: set[tuple[int, str]]) -> set[str]:
-    """The absolute imports that stay in the house."""
+    """The absolute imports of our own packages and scripts."""
     return {name for level, name in names if level == 0 and name.split(".")[0] in (*ROOMS, *WATCHERS)}
 
 
@@ -76,9 +99,10 @@ def theirs(names: set[tuple[int, str]]) -> set[str]:
     return tops - sys.stdlib_module_names - set(ROOMS) - set(WATCHERS)
 
 
-def forbidden(room: str, source: str) -> set[str]:
-    """The imports of a source that its room's row does not allow."""
-    allowed = ROOMS[room] | {room}
+def forbidden(path: Path, source: str) -> set[str]:
+    """The imports of a source that the line of its room does not allow."""
+    imports = ROOMS[room_of(path)].imports
+    allowed = {room_of(path), *(name for name, file in imports.items() if file in (None, path.name))}
     return {name for name in ours(imports_of(source)) if not any(f"{name}.".startswith(f"{row}.") for row in allowed)}
 
 
@@ -100,29 +124,61 @@ def test_every_python_file_stands_in_a_room():
     assert found <= {*ROOMS, *WATCHERS}
 
 
+def test_no_room_may_import_what_nothing_imports():
+    assert not {name.split(".")[0] for room in ROOMS.values() for name in room.imports} & UNIMPORTED
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in ROOMS], ids=str)
 def test_a_file_imports_only_the_rooms_that_its_own_may(path):
-    assert not forbidden(room_of(path), (ROOT / path).read_text())
+    assert not forbidden(path, (ROOT / path).read_text())
 
 
 @pytest.mark.parametrize(
-    ("room", "source"),
+    ("path", "source"),
     [
-        ("tokenization", "import modeling_music_tx"),
-        ("modeling_music_tx", "def late():\n    from tokenization.grammar import MusicGrammar"),
-        ("corpus", "from evaluation import metrics"),
-        ("evaluation", "import train"),
-        ("generate", "from evaluation import metrics"),
-        ("train", "import hub.publish"),
-        ("hub", "from tests.conftest import score"),
+        ("tokenization/grammar.py", "import modeling_music_tx"),
+        ("modeling_music_tx/late.py", "def late():\n    from tokenization.grammar import MusicGrammar"),
+        ("corpus/prepare.py", "from evaluation import metrics"),
+        ("evaluation/report.py", "import train"),
+        ("evaluation/report.py", "import modeling_music_tx"),
+        ("generate.py", "from evaluation import metrics"),
+        ("train.py", "import hub.publish"),
+        ("hub/card.py", "from tests.conftest import score"),
     ],
 )
-def test_an_import_against_the_arrows_is_seen(room, source):
-    assert forbidden(room, source)
+def test_an_import_against_the_arrows_is_seen(path, source):
+    assert forbidden(Path(path), source)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_starts_the_processes_that_its_line_names(room):
+    started = [processes_of((ROOT / path).read_text()) for path in FILES if room_of(path) == room]
+    assert set().union(*started) == ROOMS[room].processes
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'subprocess.run([sys.executable, "-m", "hub.publish", folder])',
+        'command = (python, "-m", "hub.publish")',
+        'command += ["-m", "hub.publish"]',
+        'os.execlp("python", "python", "-m", "hub.publish", folder)',
+        'subprocess.run(f"{sys.executable} -m hub.publish {folder}", shell=True)',
+        'command = shlex.split("python -m hub.publish")',
+    ],
+)
+def test_a_process_that_a_source_starts_is_seen(source):
+    assert processes_of(source) == {"hub.publish"}
+
+
+def test_a_command_in_a_message_is_not_a_process():
+    assert not processes_of('raise ValueError(f"{folder} has no card; write it with python -m hub.card.")')
 
 
 def test_rendering_alone_is_open_to_generate():
-    assert not forbidden("generate", "from evaluation.rendering import piano_roll\nfrom evaluation import rendering")
+    assert not forbidden(
+        Path("generate.py"), "from evaluation.rendering import piano_roll\nfrom evaluation import rendering"
+    )
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] in HUB_BOUND], ids=str)

@@ -1,0 +1,34 @@
+"""Each parameter is in one optimizer, and the learning rate rises, stays and falls."""
+
+import pytest
+from tiny_training import SHAPE
+
+from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
+from training.optimizers import learning_rate, make_optimizers
+from training.recipe import Recipe
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
+    recipe = Recipe("", "", optimizer=optimizer)
+    model = MusicTxForCausalLM(MusicTxConfig(**SHAPE))
+    optimizers = make_optimizers(model, recipe)
+    assert len(optimizers) == (2 if optimizer == "muon" else 1)
+    groups = [group for opt in optimizers for group in opt.param_groups]
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for group in groups for p in group["params"])
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    recipe = Recipe("", "", learning_rate=1.0, warmup_steps=4, max_steps=20, decay_fraction=0.5)
+    rates = [learning_rate(step, recipe) for step in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:11] == [1.0] * 7
+    assert rates[11:] == pytest.approx([0.1 * left for left in range(9, -1, -1)])
+
+
+def test_a_longer_run_has_the_same_learning_rate_until_the_shorter_one_decays():
+    short, long = (Recipe("", "", max_steps=steps, warmup_steps=10, decay_fraction=0.4) for steps in (100, 200))
+    assert all(learning_rate(step, short) == learning_rate(step, long) for step in range(61))
+    assert learning_rate(61, short) < learning_rate(61, long)

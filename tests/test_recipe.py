@@ -1,0 +1,53 @@
+"""A recipe is read, completed and checked before anything is trained."""
+
+import pytest
+from tiny_training import RECIPES
+
+from training.recipe import parse
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("corpus: here\noutput_dir: there\nlearning_rate: 1e-4\nhidden_size: 96\naugment: false\n")
+    parsed, config = parse([str(recipe), "--output_dir", "elsewhere", "--num_hidden_layers", "3"])
+    assert (parsed.corpus, parsed.output_dir, parsed.learning_rate) == ("here", "elsewhere", 1e-4)
+    assert parsed.augment is False
+    assert config == {"hidden_size": 96, "num_hidden_layers": 3}
+    assert parsed.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("corpus: a\noutput_dir: b\nlerning_rate: 1\n", "--lerning_rate"),
+        ("corpus: a\noutput_dir: b\nmax_steps: many\n", "many"),
+        ("corpus: a\noutput_dir: b\nhidden_size: 250\nnum_attention_heads: 8\n", "try 248 or 256"),
+        ("corpus: a\noutput_dir: b\nsave_steps: 0\n", "save_steps (0) must be at least 1"),
+        ("corpus: a\noutput_dir: b\nshort_fraction: 2\n", "short_fraction (2.0) must be from 0 to 1"),
+        ("corpus: a\noutput_dir: b\ndecay_fraction: .nan\n", "decay_fraction (nan) must be from 0 to 1"),
+        ("corpus: a\noutput_dir: b\nsave_total_limit: -1\n", "save_total_limit (-1) must be at least 1"),
+        ("corpus: a\noutput_dir: b\nlearning_rate: -1\n", "learning_rate (-1.0) must be a finite number, 0 or more"),
+        ("corpus: a\noutput_dir: b\nmax_steps: -3\n", "max_steps (-3) must be at least 1"),
+        ("corpus: &a b\noutput_dir: *a\n", "aliases are not allowed"),
+        ("corpus: a\noutput_dir: b\nshort_fraction: 0.5\nsequence_length: 65\n", "(65) must be a multiple of 2"),
+        ("output_dir: b\n", "--corpus"),
+        ("just text", "field: value"),
+        ("a: [", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_wrong_recipe_ends_in_one_clear_line(text, message, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    if text is not None:
+        recipe.write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        parse([str(recipe)])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_says_what_it_is_for_and_how_it_is_run(recipe):
+    header = recipe.read_text().partition("\ncorpus:")[0]
+    for words in ("Data:", "Launch:", "Expected:", "python -m corpus.prepare", f"train.py recipes/{recipe.name}"):
+        assert words in header, words
