@@ -28,8 +28,19 @@ from tqdm import tqdm
 
 from corpus.atomic_files import atomic_folder, exclusive
 from corpus.dataset import load_tokenizer
+from corpus.plain_text import escape_markdown, printable
 from corpus.shards import SplitWriter
-from corpus.sources import SPLITS, GiantMidi, JsbChorales, Maestro, MidiFolder, Mixture, PassedOver, Piece
+from corpus.sources import (
+    SPLITS,
+    VALIDATION_SHARE,
+    GiantMidi,
+    JsbChorales,
+    Maestro,
+    MidiFolder,
+    Mixture,
+    PassedOver,
+    Piece,
+)
 from corpus.vocabulary import find_encoding
 from tokenization import MusicTxTokenizer
 
@@ -128,7 +139,7 @@ def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num
     content = hashlib.sha256(json.dumps(tokens).encode())
     writers = {split: SplitWriter(folder / split) for split in SPLITS}
 
-    with tqdm(desc=source.name, total=len(source), unit="file") as progress:
+    with tqdm(desc=printable(source.name), total=len(source), unit="file") as progress:
 
         def usable() -> Iterator[Piece]:
             for file in source:
@@ -273,10 +284,16 @@ def summary(report: dict) -> str:
     lines = [_table(report)]
     passed_over = report["passed_over"]
     lines.append(f"passed over: {len(passed_over):,} of {report['files']:,} files")
-    lines += [f"  {name}: {reason}" for name, reason in islice(passed_over.items(), NAMES_SHOWN)]
+    lines += [printable(f"  {name}: {reason}") for name, reason in islice(passed_over.items(), NAMES_SHOWN)]
     if len(passed_over) > NAMES_SHOWN:
         lines.append(f"  and {len(passed_over) - NAMES_SHOWN:,} more, which {REPORT} names")
     lines.append(f"fingerprint: {report['fingerprint']}")
+    for split in ("train", "validation"):
+        if not report["splits"][split]["pieces"]:
+            lines.append(
+                f"No piece fell into the {split} split, and training needs one: prepare a folder of few files with "
+                "another --validation_share, or with --metadata that has a column split."
+            )
     return "\n".join(lines)
 
 
@@ -302,7 +319,7 @@ configs:
   data_files:
 {files}---
 
-# {report["source"]}
+# {escape_markdown(report["source"])}
 
 Pieces as ids, from BOS to EOS, for training Music TX; the tokenizer is in `tokenizer/`.
 
@@ -374,6 +391,12 @@ def _parser() -> argparse.ArgumentParser:
     add("jsb", "the JSB Chorales, in their usual split", "Jsb16thSeparated.json")
     folder = add("folder", "your own MIDI files, split by content", "the folder or zip archive, with its subfolders")
     folder.add_argument("--metadata", help="a csv with file_name and any of split, composer and title")
+    folder.add_argument(
+        "--validation_share",
+        type=float,
+        default=VALIDATION_SHARE,
+        help="share of the files for validation, about; few files need a larger one (default: %(default)s)",
+    )
     mix = sources.add_parser("mix", help="corpora that are prepared already, as one", description="Mix corpora.")
     mix.add_argument("corpora", type=_mixture, help="folders and weights: data/maestro=1,data/giantmidi=0.5")
     for name in ("maestro", "giantmidi", "folder"):
@@ -404,22 +427,22 @@ def _source_and_tokenizer(options: argparse.Namespace) -> tuple[Source, MusicTxT
         return Maestro(options.path, options.version), tokenizer
     if options.source == "giantmidi":
         return GiantMidi(options.path), tokenizer
-    return MidiFolder(options.path, options.metadata), tokenizer
+    return MidiFolder(options.path, options.metadata, options.validation_share), tokenizer
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = _parser()
     options = parser.parse_args(argv)
     try:
         source, tokenizer = _source_and_tokenizer(options)
         report = prepare(source, options.output_dir, tokenizer, options.num_workers, options.overwrite)
         print(summary(report))
-        print(f"corpus: {options.output_dir}")
+        print(printable(f"corpus: {options.output_dir}"))
         if options.push_to_hub:
             print(f"published: {push_to_hub(options.output_dir, options.push_to_hub)}")
     except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing is left behind", file=sys.stderr)

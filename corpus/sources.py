@@ -35,6 +35,9 @@ SPLITS = ("train", *HELD_OUT)
 # What reading a damaged, encrypted, vanished or forbidden file raises, from a disk or from an archive.
 UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
+# The share of a folder's files that are held out for validation, and for testing.
+VALIDATION_SHARE = TEST_SHARE = 0.05
+
 # A day of piano at ten notes a second, eight bytes each. To tokenize one byte takes some fifty bytes of memory.
 MAX_FILE_BYTES = 8_000_000
 
@@ -256,15 +259,25 @@ class MidiFolder:
         path: The folder or the zip archive.
         metadata: A csv with the column `file_name`, relative to the folder, and any of `split`, `composer` and
             `title`. A split that it gives counts; where it gives none, the content decides.
+        validation_share: The share of the files for validation, about: what is more is taken from the train split.
 
     Raises:
-        ValueError: There is no such folder, no MIDI file in it, or the metadata do not fit.
+        ValueError: There is no such folder, no MIDI file in it, the metadata do not fit, or the share is not between
+            0 and 0.95.
     """
 
     licence = "other"
     suffixes = (".mid", ".midi", ".smf")
 
-    def __init__(self, path: str | Path, metadata: str | Path | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        metadata: str | Path | None = None,
+        validation_share: float = VALIDATION_SHARE,
+    ):
+        if not 0 < validation_share < 1 - TEST_SHARE:
+            raise ValueError(f"validation_share ({validation_share}) must be more than 0 and less than 0.95.")
+        self.validation_share = validation_share
         self.files = _Files(path)
         self.name = Path(path).resolve().stem
         self.names = [name for name in self.files.names if name.lower().removesuffix(".gz").endswith(self.suffixes)]
@@ -292,7 +305,8 @@ class MidiFolder:
                 given = row.get("split")
                 if given and (given in HELD_OUT) != held_out:
                     continue
-                file = _piece(self.files, name, name, given, row.get("composer") or "", row.get("title") or "")
+                composer, title = row.get("composer") or "", row.get("title") or ""
+                file = _piece(self.files, name, name, given, composer, title, self.validation_share)
                 if given or held_out == (isinstance(file, Piece) and file.split in HELD_OUT):
                     yield file
 
@@ -377,7 +391,15 @@ class _Files:
         return content
 
 
-def _piece(files: _Files, file: str, name: str, split: str | None, composer: str, title: str) -> Piece | PassedOver:
+def _piece(
+    files: _Files,
+    file: str,
+    name: str,
+    split: str | None,
+    composer: str,
+    title: str,
+    validation_share: float = VALIDATION_SHARE,
+) -> Piece | PassedOver:
     """Read a file; its content decides its split where none is given."""
     # A name may hold bytes that are no text.
     name = os.fsencode(name).decode(errors="replace")
@@ -385,13 +407,14 @@ def _piece(files: _Files, file: str, name: str, split: str | None, composer: str
         midi = files.read(file)
     except UNREADABLE as error:
         return PassedOver(name, _reason(error))
-    return Piece(name, split or _split(midi), midi, composer, title)
+    return Piece(name, split or _split(midi, validation_share), midi, composer, title)
 
 
-def _split(content: bytes) -> str:
-    """Read the hash of a content as a share of 1."""
+def _split(content: bytes, validation_share: float = VALIDATION_SHARE) -> str:
+    """Choose a split by the hash of a content, read as a share of 1."""
     share = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
-    return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
+    held_out = round(1 - TEST_SHARE - validation_share, 9)  # 0.9, and not the float below it
+    return "train" if share < held_out else "validation" if share < 1 - TEST_SHARE else "test"
 
 
 def _rows(table: bytes, what: str | Path, columns: Iterable[str]) -> list[dict[str, str]]:

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from corpus.dataset import IGNORED, EvaluationWindows, load_corpus, load_tokenizer
+from corpus.plain_text import printable
 from evaluation.loading import load_model
-from evaluation.plain_text import printable
 from tokenization import MusicTxTokenizer
 
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from symusic import Score
 
+from corpus.plain_text import printable
 from evaluation.comparison import compare
-from evaluation.plain_text import printable
 
 # Times are sorted into half octaves of seconds, 12 ms to 8.6 s, and what lies beyond. None of the bounds is a multiple
 # of 10 ms, so that rounding does not decide.

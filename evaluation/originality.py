@@ -17,6 +17,7 @@ Source: seeds and local alignment as in sequence search: Smith & Waterman 1981; 
 import argparse
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +30,8 @@ from safetensors.numpy import load_file, save_file
 from symusic import Note, Score, Tempo, Track
 
 from corpus.dataset import load_corpus, load_tokenizer
+from corpus.plain_text import printable
 from evaluation.metrics import score_to_arrays
-from evaluation.plain_text import printable
 from tokenization import MusicTxTokenizer
 
 # Onsets closer than this are one chord, whose notes are in the order of their pitches.
@@ -294,6 +295,7 @@ class Index:
         save_file(self.line._asdict() | {"seeds": self.seeds, "places": self.places}, folder / ARRAYS)
         facts = {"names": self.names, "ends": self.ends.tolist(), "baseline_scores": self.baseline_scores}
         (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copymode(folder / FACTS, folder / ARRAYS)  # safetensors writes files that no other user can read
 
     @classmethod
     def load(cls, folder: Path) -> "Index":

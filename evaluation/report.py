@@ -26,6 +26,7 @@ from datasets import DatasetDict
 from symusic import Score
 
 from corpus.dataset import EvaluationWindows, load_corpus, load_tokenizer
+from corpus.plain_text import printable
 from evaluation import originality
 from evaluation.attention import attention_by_distance, octaves
 from evaluation.comparison import compare
@@ -34,7 +35,6 @@ from evaluation.loading import find_model, load_model, load_model_tokenizer
 from evaluation.metrics import AMOUNTS, score_to_arrays, self_similarity, tabulate
 from evaluation.page import facts_for_card, write_page
 from evaluation.pictures import draw_attention, draw_histograms, draw_self_similarity
-from evaluation.plain_text import printable
 from evaluation.sampling import excerpt_scores, sample_scores
 from tokenization import MusicTxTokenizer
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from corpus.plain_text import printable
 from evaluation.loading import load_model, load_model_tokenizer
-from evaluation.plain_text import printable
 from hub.contents import published_files
 from tokenization import MidiGenerationPipeline
 

@@ -16,7 +16,7 @@ from typing import get_origin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from evaluation.plain_text import printable
+from corpus.plain_text import printable
 
 # What the types of facts are called in JSON.
 KINDS = {str: "a string", int: "a whole number", dict: "an object"}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from corpus.plain_text import printable
 from evaluation.loading import load_model, load_model_tokenizer
-from evaluation.plain_text import printable
 from evaluation.rendering import piano_roll
 from hub.contents import PICTURE, SAMPLE
 from tokenization import MidiGenerationPipeline, generate_music

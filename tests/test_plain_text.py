@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.plain_text import escape_markdown, printable
+from corpus.plain_text import escape_markdown, printable
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from corpus import prepare as preparation
 from corpus import shards
-from corpus.dataset import load_corpus
+from corpus.dataset import EvaluationWindows, load_corpus
 from corpus.prepare import main, prepare
 from corpus.sources import Maestro, MidiFolder, Mixture, Piece
 from tokenization import MusicTxTokenizer
@@ -330,7 +330,7 @@ def test_two_processes_do_not_prepare_one_corpus_at_the_same_time(maestro, tmp_p
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as other:
         assert other.stdout.readline() == "held\n"
         assert main([*words, "--overwrite"]) == 2
-        assert f"process {other.pid} is at work there" in capsys.readouterr().err
+        assert f"process {other.pid} writes there" in capsys.readouterr().err
         other.kill()
     assert main(words) == 0
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
@@ -395,6 +395,20 @@ def test_another_tokenizer_prepares_the_same_pieces(maestro, tmp_path, capsys):
     words = ["maestro", "--input", maestro, "--output_dir", str(tmp_path / "none"), "--tokenizer", "nothing"]
     assert main(words) == 2
     assert "nothing is no folder of a saved tokenizer" in capsys.readouterr().err
+
+
+def test_an_empty_validation_split_is_named_with_the_way_out(make_score, tmp_path, capsys):
+    (tmp_path / "few").mkdir()
+    for seed in range(4):
+        make_score(seed, seconds=1.0).dump_midi(tmp_path / "few" / f"{seed}.mid")
+    words = ["folder", "--input", str(tmp_path / "few"), "--num_workers", "1", "--output_dir"]
+    assert main([*words, str(tmp_path / "default")]) == 0
+    assert "No piece fell into the validation split" in capsys.readouterr().out.splitlines()[-2]
+    with pytest.raises(ValueError, match=r"validation split is empty; .* larger --validation_share"):
+        EvaluationWindows(load_corpus(tmp_path / "default")["validation"], 8)
+    assert main([*words, str(tmp_path / "larger"), "--validation_share", "0.5"]) == 0
+    assert "No piece fell" not in capsys.readouterr().out
+    assert len(EvaluationWindows(load_corpus(tmp_path / "larger")["validation"], 8)) > 0
 
 
 def test_the_command_prepares_a_folder_and_names_what_it_passed_over(midi_folder, tmp_path, capsys):

@@ -220,6 +220,18 @@ def test_a_folder_is_split_90_to_5_to_5(tmp_path):
     assert abs(counts["test"] - 20) < 13
 
 
+def test_a_larger_validation_share_comes_out_of_the_train_split_alone(tmp_path):
+    fill(tmp_path, {f"{i}.mid": str(i).encode() for i in range(400)})
+    splits = {share: {piece.name: piece.split for piece in MidiFolder(tmp_path, None, share)} for share in (0.05, 0.3)}
+    counts = Counter(splits[0.3].values())
+    assert counts["validation"] == pytest.approx(120, abs=30)
+    changes = {(splits[0.05][name], splits[0.3][name]) for name in splits[0.05]}
+    assert changes == {("train", "train"), ("train", "validation"), ("validation", "validation"), ("test", "test")}
+    for share in (0, 0.95, float("nan")):
+        with pytest.raises(ValueError, match="validation_share"):
+            MidiFolder(tmp_path, None, share)
+
+
 def test_a_file_that_cannot_be_read_is_passed_over(tmp_path):
     fill(tmp_path, {"a.mid": b"music", "c.mid": b"more music"})
     (tmp_path / "b.mid").symlink_to(tmp_path / "gone.mid")
