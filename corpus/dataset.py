@@ -7,6 +7,7 @@ what a resumed stream costs is the fetching of the one shard in which it stopped
 """
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -286,7 +287,11 @@ class PaperAugmentation:
 def _rows(pieces: Dataset | StreamedPieces) -> "_Rows | StreamedPieces":
     """What cuts slices out of pieces: `rows[row, start:stop]`, with their `lengths` and `weights`."""
     if len(pieces) == 0:
-        raise ValueError("The split is empty; prepare a corpus with at least one piece in it.")
+        name = pieces.url.rpartition("/")[2] if isinstance(pieces, StreamedPieces) else pieces.split
+        raise ValueError(
+            f"The {name or 'given'} split is empty; prepare the corpus again: a folder of few files with a larger "
+            "--validation_share, or with --metadata that has a column split."
+        )
     rows = pieces if isinstance(pieces, StreamedPieces) else _Rows(pieces)
     shortest = int(rows.lengths.argmin())
     if rows.lengths[shortest] < 2:
@@ -298,10 +303,15 @@ def _rows(pieces: Dataset | StreamedPieces) -> "_Rows | StreamedPieces":
 
 
 class _Rows:
-    """Slices of the memory-mapped `input_ids`: a slice touches the pages it stands on and nothing else."""
+    """Slices of the memory-mapped `input_ids`: a slice reads the pages that it is on and nothing else.
+
+    Raises:
+        OSError: On a slice, if a file has become shorter. To read beyond its end would end the process by a signal.
+    """
 
     def __init__(self, pieces: Dataset):
         self.pieces = pieces
+        self.files = [(path, path.stat()) for path in (Path(file["filename"]) for file in pieces.cache_files)]
         table = pieces.with_format("arrow")[:]
         chunks = table["input_ids"].chunks
         offsets = [chunk.offsets.to_numpy() for chunk in chunks]
@@ -316,7 +326,18 @@ class _Rows:
         row, tokens = place
         start, stop, _ = tokens.indices(self.lengths[row])
         first = self.starts[row]
+        self._check_files()
         return self.chunks[self.chunk_of_row[row]][first + start : first + stop]
+
+    def _check_files(self) -> None:
+        for path, before in self.files:
+            try:
+                now = path.stat()
+            except FileNotFoundError:  # what was mapped stays until it is closed
+                continue
+            # Another file of this name is not the one that was mapped.
+            if os.path.samestat(now, before) and now.st_size < before.st_size:
+                raise OSError(f"{path} has become shorter while it is read; prepare the corpus again.")
 
     def __reduce__(self):
         # A worker that is spawned opens the files again; the views would travel as copies of the whole corpus.
