@@ -52,7 +52,7 @@ def _lock(path: Path) -> int:
     except (BlockingIOError, PermissionError):
         holder = os.read(descriptor, 20).decode(errors="replace")
         os.close(descriptor)
-        raise BlockingIOError(f"process {holder} is at work there; wait until it has ended") from None
+        raise BlockingIOError(f"process {holder} writes there and holds {path}; wait until it has ended") from None
     except OSError:  # a file system without locks
         pass
     return descriptor
@@ -76,6 +76,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.replace(replaced)
         unfinished.replace(path)
+        flush_to_disk(path.parent)
     finally:
         for folder in (unfinished, replaced):
             shutil.rmtree(folder, ignore_errors=True)  # on a full disk, this frees the space again
@@ -108,9 +109,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the disk holds a file's contents, so that a power failure cannot lose them."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Wait until the disk holds a file's contents, or a folder's names, so that a power failure cannot lose them."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -44,7 +44,7 @@ def test_a_lock_has_one_holder_ends_with_its_process_and_leaves_no_file(tmp_path
     lock = tmp_path / "deep" / ".lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(BlockingIOError, match=f"process {other.pid} is at work there"), exclusive(lock):
+        with pytest.raises(BlockingIOError, match=f"process {other.pid} writes there"), exclusive(lock):
             pass
         other.kill()
     assert lock.exists()
