@@ -33,8 +33,11 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
         ("output_dir: b\n", "--corpus"),
         ("just text", "field: value"),
         ("a: [", "cannot be read"),
+        ("a: " + 20_000 * "[", "cannot be read"),
+        (f"corpus: a\noutput_dir: b\nmax_steps: {5_000 * '9'}\n", "cannot be read"),
         (None, "cannot be read"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_a_wrong_recipe_ends_in_one_clear_line(text, message, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"

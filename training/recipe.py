@@ -166,7 +166,8 @@ def recipe_flags(parser: HfArgumentParser, path: str) -> list[str]:
     """Return the fields of a recipe file as command-line flags."""
     try:
         values = yaml.load(Path(path).read_text(), _NoAliases)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # ValueError: bytes that are no text, or a number of thousands of digits; RecursionError: nested thousands deep.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         parser.error(f"the recipe {path} cannot be read: {' '.join(str(error).split())}")
     if not isinstance(values, dict):
         parser.error(f"the recipe {path} must hold lines of `field: value`.")
