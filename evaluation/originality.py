@@ -313,7 +313,7 @@ class Index:
             index.names, index.ends = facts["names"], np.array(facts["ends"], dtype=np.int64)
             index.baseline_scores = facts["baseline_scores"]
             index._check()
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as error:
             raise ValueError(
                 f"{folder} holds no index that can be read; make one with the command build ({error})."
             ) from None
@@ -326,10 +326,12 @@ class Index:
             all(array.ndim == 1 for array in arrays)
             and all(len(field) == notes for field in self.line)
             and len(self.seeds) == len(self.places)
-            and self.seeds.dtype == np.uint64
-            and self.line.pitch.dtype == np.uint8
+            and [array.dtype for array in self.line] == [np.float32] * 3 + [np.uint8] * 2
+            and (self.seeds.dtype, self.places.dtype) == (np.uint64, np.int32)
+            and all(np.isfinite(times).all() for times in self.line[:3])
             and ((self.places >= 0) & (self.places < notes)).all()
             and len(self.names) == len(self.ends)
+            and all(isinstance(name, str) for name in self.names)
             and (np.diff(self.ends, prepend=0) >= 0).all()
             and self.ends[-1:].tolist() == [notes]
             and all(isinstance(score, int) for score in self.baseline_scores)
