@@ -43,7 +43,7 @@ def bundle(folder: Path, output_dir: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m hub.bundle", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
@@ -53,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(printable(f"hub.bundle: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"hub.bundle: interrupted; {args.output_dir} is not complete", file=sys.stderr)
+        return 130
     print(f"{args.output_dir}: {', '.join(names)}")
     return 0
 

@@ -44,7 +44,7 @@ def add_sample(folder: Path, seconds: float = 30.0) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m hub.sample", description="Add a sample to a model's folder.")
     parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
     parser.add_argument("--seconds", type=float, default=30.0, help="seconds of music (default: 30)")
@@ -54,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(printable(f"hub.sample: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("hub.sample: interrupted; the folder has no whole sample", file=sys.stderr)
+        return 130
     print(f"{options.folder / SAMPLE} and {PICTURE}")
     return 0
 
