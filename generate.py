@@ -31,6 +31,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from corpus.plain_text import printable
+
 SHIPPED_MODEL = Path(__file__).parent / "checkpoints" / "maestro-small"
 
 # Files beside each MIDI file: its record, and those of --formats.
@@ -43,14 +45,14 @@ LIBRARIES = ("music-tx", "torch", "transformers", "miditok", "symusic", "matplot
 
 def fail(message):
     """Exit with one line on stderr and code 2."""
-    print(f"generate.py: {' '.join(str(message).split())}", file=sys.stderr)
+    print(printable(f"generate.py: {' '.join(str(message).split())}"), file=sys.stderr)
     raise SystemExit(2)
 
 
 def say(line):
     """Print a line; return False if nobody reads it any more, as after `| head`."""
     try:
-        print(line, flush=True)
+        print(printable(line), flush=True)
     except BrokenPipeError:
         # What Python still holds back would fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -531,14 +533,14 @@ def generate(options, midi, folder):
             record = describe(options, Path(model.name_or_path), number, ids, stopped.is_set(), midi)
             prompt_seconds = tokenizer.token_seconds[prompt].sum()
             suffixes = write(options, stem, folder, score, record, prompt_seconds, soundfont)
-            say(readable(f"{stem}{{{','.join(suffixes)}}}"))
+            say(f"{stem}{{{','.join(suffixes)}}}")
     except OSError as error:
         fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
 
     seconds = [tokenizer.token_seconds[ids].sum() for ids in samples]
     for stem, ids, made in zip(stems, samples, seconds, strict=False):
         if made < options.seconds and tokenizer.eos_token_id not in ids and not stopped.is_set():
-            print(f"{stem} was cut at {len(ids)} tokens, after {made:.1f} s of music.", file=sys.stderr)
+            print(printable(f"{stem} was cut at {len(ids)} tokens, after {made:.1f} s of music."), file=sys.stderr)
     tokens = sum(map(len, samples))
     say(
         f"seed {options.seed}: {tokens} tokens in {took:.1f} s, {tokens / took:.0f} tokens/s, "
