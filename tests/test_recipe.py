@@ -54,3 +54,10 @@ def test_every_recipe_says_what_it_is_for_and_how_it_is_run(recipe):
     header = recipe.read_text().partition("\ncorpus:")[0]
     for words in ("Data:", "Launch:", "Expected:", "python -m corpus.prepare", f"train.py recipes/{recipe.name}"):
         assert words in header, words
+
+
+def test_the_help_of_a_flag_that_turns_something_off_says_so(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--no_augment, --no-augment the opposite of --augment " in text

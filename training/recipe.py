@@ -1,5 +1,6 @@
 """The recipe of a training: its fields, the YAML file, and the command line that overrides it."""
 
+import argparse
 import math
 import re
 from dataclasses import dataclass, field
@@ -132,6 +133,9 @@ def parse(argv: list[str], description: str = "") -> tuple[Recipe, dict]:
     """
     usage = "accelerate launch train.py [recipe.yaml] [--field value ...]"
     parser = HfArgumentParser(Recipe, description=description, usage=usage)
+    # It gives --no_augment the text of --augment.
+    for action in (action for action in parser._actions if isinstance(action, argparse._StoreFalseAction)):
+        action.help = f"the opposite of --{action.dest}"
     add_config_fields(parser)
     if argv and not argv[0].startswith("-"):
         argv = [*recipe_flags(parser, argv[0]), *argv[1:]]
