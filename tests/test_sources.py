@@ -221,7 +221,7 @@ def test_a_folder_is_split_90_to_5_to_5(tmp_path):
 
 
 def test_a_larger_validation_share_comes_out_of_the_train_split_alone(tmp_path):
-    fill(tmp_path, {f"{i}.mid": str(i).encode() for i in range(400)})
+    fill(tmp_path, {f"{i}.mid": f"piece {i}".encode() for i in range(400)})
     splits = {share: {piece.name: piece.split for piece in MidiFolder(tmp_path, None, share)} for share in (0.05, 0.3)}
     counts = Counter(splits[0.3].values())
     assert counts["validation"] == pytest.approx(120, abs=30)
