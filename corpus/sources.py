@@ -28,6 +28,7 @@ from huggingface_hub import cached_assets_path
 from corpus.dataset import load_corpus
 from corpus.download import download
 from tokenization.chorales import VOICES, steps_to_score
+from tokenization.midi_reader import MAX_BYTES, MIDI_SUFFIXES
 
 HELD_OUT = ("validation", "test")
 SPLITS = ("train", *HELD_OUT)
@@ -37,9 +38,6 @@ UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZ
 
 # The share of a folder's files that are held out for validation, and for testing.
 VALIDATION_SHARE = TEST_SHARE = 0.05
-
-# A day of piano at ten notes a second, eight bytes each. To tokenize one byte takes some fifty bytes of memory.
-MAX_FILE_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class GiantMidi:
 
     def __init__(self, path: str | Path):
         self.files = _Files(path)
-        self.names = [name for name in self.files.names if name.lower().endswith((".mid", ".midi"))]
+        self.names = [name for name in self.files.names if name.lower().endswith(MIDI_SUFFIXES)]
         self.parts = {name: self._parse(name) for name in self.names}
         if not any(parts["recording"] for parts in self.parts.values()):
             raise ValueError(f'{path} holds no file named as GiantMIDI-Piano does, "Composer, Title, RECORDING.mid".')
@@ -250,7 +248,7 @@ class JsbChorales:
 
 
 class MidiFolder:
-    """A folder of one's own, or an archive: every .mid, .midi and .smf file in it, gzipped or not, however deep.
+    """A folder of one's own, or an archive: every file of MIDI_SUFFIXES in it, gzipped or not, however deep.
 
     The content of a file decides its split, 90% train, 5% validation, 5% test, so that adding, moving and renaming
     files never moves a piece into another split.
@@ -267,7 +265,7 @@ class MidiFolder:
     """
 
     licence = "other"
-    suffixes = (".mid", ".midi", ".smf")
+    suffixes = MIDI_SUFFIXES
 
     def __init__(
         self,
@@ -385,9 +383,9 @@ class _Files:
             raise OSError("no regular file")
         opened = self.archive.open(name) if self.archive else (self.path / name).open("rb")
         with opened as raw, gzip.open(raw) if name.lower().endswith(".gz") else raw as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise OSError(f"more than {MAX_FILE_BYTES // 1_000_000} MB")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise OSError(f"more than {MAX_BYTES // 1_000_000} MB, and so no music")
         return content
 
 

@@ -31,7 +31,7 @@ from symusic import Note, Score, Tempo, Track
 
 from corpus.dataset import load_corpus, load_tokenizer
 from corpus.plain_text import printable
-from evaluation.metrics import score_to_arrays
+from evaluation.metrics import NoteArrays, midi_to_arrays, score_to_arrays
 from tokenization import MusicTxTokenizer
 
 # Onsets closer than this are one chord, whose notes are in the order of their pitches.
@@ -123,9 +123,9 @@ class Originality(NamedTuple):
     is_copy: bool
 
 
-def read_line(score: Score) -> Line:
-    """Return the notes of a score, without drums, as one line."""
-    notes = score_to_arrays(score)
+def read_line(music: "Score | NoteArrays") -> Line:
+    """Return the notes of a piece, without a score's drums, as one line."""
+    notes = music if isinstance(music, NoteArrays) else score_to_arrays(music)
     chord = np.cumsum(np.diff(notes.start, prepend=0) >= CHORD_SECONDS)
     order = np.lexsort((notes.pitch, chord))
     # A chord begins with the first of its notes, and they are still in the order of their starts.
@@ -496,9 +496,9 @@ def report(path: Path, index: Index, output_dir: Path | None = None) -> str:
         ValueError: It is no MIDI file.
     """
     try:
-        line = read_line(Score.from_midi(path.read_bytes()))
-    except (RuntimeError, ValueError) as error:  # symusic raises RuntimeError for broken files
-        raise ValueError(f"{path}: not a MIDI file, or a broken one ({error}).") from None
+        line = read_line(midi_to_arrays(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from None
     found = index.search(line)
     passage = found.passage
     if output_dir and passage.alignment_score:

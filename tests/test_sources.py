@@ -116,12 +116,12 @@ def fill(folder, contents):
 
 
 def test_a_folder_is_searched_to_its_depths_for_mid_and_midi_in_any_case(tmp_path):
-    names = ["a.mid", "B.MIDI", "deep/er/c.Mid", "ünï cödé/d.midi", "e.SMF"]
+    names = ["a.mid", "B.MIDI", "deep/er/c.Mid", "ünï cödé/d.midi", "e.SMF", "f.kar", "g.RMI"]
     fill(tmp_path, {name: name.encode() for name in [*names, "notes.txt", "song.mid.bak", "mid"]})
     (tmp_path / "a folder.mid").mkdir()
     source = MidiFolder(tmp_path)
     assert sorted((piece.name, piece.music) for piece in source) == [(name, name.encode()) for name in sorted(names)]
-    assert len(source) == 5
+    assert len(source) == 7
 
 
 def test_what_is_gzipped_is_read_as_what_it_holds(tmp_path):
@@ -144,7 +144,7 @@ def test_the_split_of_a_gzipped_file_is_that_of_its_content(tmp_path):
 
 
 def test_a_file_larger_than_music_can_be_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(sources, "MAX_BYTES", 1000)
     fill(tmp_path, {"bomb.mid.gz": gzip.compress(bytes(1001)), "large.mid": bytes(1001), "small.mid": bytes(1000)})
     assert {file.name: type(file) for file in MidiFolder(tmp_path)} == {
         "bomb.mid.gz": PassedOver,
@@ -295,7 +295,7 @@ def test_a_folder_without_midi_files_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         MidiFolder(tmp_path / "missing")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"holds no \.mid, \.midi, \.smf file"):
+    with pytest.raises(ValueError, match=r"holds no \.mid, \.midi, \.smf, \.kar, \.rmi file"):
         MidiFolder(tmp_path)
 
 
