@@ -363,7 +363,7 @@ def compare_tables(table: dict[str, np.ndarray], reference: dict[str, np.ndarray
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.metrics", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of MIDI files")
     parser.add_argument("--reference", type=Path, help="folder of MIDI files to compare with")
@@ -378,6 +378,9 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(printable(f"{parser.prog}: {error}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
+        return 130
 
     table = tabulate(pieces.values())
     found = {"pieces": {path: describe(notes) for path, notes in pieces.items()}}
