@@ -31,7 +31,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from corpus.plain_text import printable
+from corpus.plain_text import print_line, printable
 
 SHIPPED_MODEL = Path(__file__).parent / "checkpoints" / "maestro-small"
 
@@ -47,17 +47,6 @@ def fail(message):
     """Exit with one line on stderr and code 2."""
     print(printable(f"generate.py: {' '.join(str(message).split())}"), file=sys.stderr)
     raise SystemExit(2)
-
-
-def say(line):
-    """Print a line; return False if nobody reads it any more, as after `| head`."""
-    try:
-        print(printable(line), flush=True)
-    except BrokenPipeError:
-        # What Python still holds back would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
 
 
 def readable(text):
@@ -334,7 +323,7 @@ def make_streamer(options, model, tokenizer, prompt, port, stopped):
 
     def print_note(note):
         start, name = note.start_seconds + unseen_seconds, key_name(note.pitch)
-        if not say(f"{start:9.2f} s  {name:<3} velocity {note.velocity:3}  {note.duration_seconds:5.2f} s"):
+        if not print_line(f"{start:9.2f} s  {name:<3} velocity {note.velocity:3}  {note.duration_seconds:5.2f} s"):
             stopped.set()
 
     return MidiStreamer(
@@ -533,7 +522,7 @@ def generate(options, midi, folder):
             record = describe(options, Path(model.name_or_path), number, ids, stopped.is_set(), midi)
             prompt_seconds = tokenizer.token_seconds[prompt].sum()
             suffixes = write(options, stem, folder, score, record, prompt_seconds, soundfont)
-            say(f"{stem}{{{','.join(suffixes)}}}")
+            print_line(f"{stem}{{{','.join(suffixes)}}}")
     except OSError as error:
         fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
 
@@ -542,7 +531,7 @@ def generate(options, midi, folder):
         if made < options.seconds and tokenizer.eos_token_id not in ids and not stopped.is_set():
             print(printable(f"{stem} was cut at {len(ids)} tokens, after {made:.1f} s of music."), file=sys.stderr)
     tokens = sum(map(len, samples))
-    say(
+    print_line(
         f"seed {options.seed}: {tokens} tokens in {took:.1f} s, {tokens / took:.0f} tokens/s, "
         f"{sum(seconds) / took:.1f} seconds of music per second"
     )

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 from symusic import Note, Score, Tempo, Track
 
 from corpus.dataset import load_corpus, load_tokenizer
-from corpus.plain_text import printable
+from corpus.plain_text import print_line, printable
 from evaluation.metrics import NoteArrays, midi_to_arrays, score_to_arrays
 from tokenization import MusicTxTokenizer
 
@@ -471,7 +471,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             index = Index.load(args.index)
             for path in args.midi:
-                print(printable(report(path, index, args.output_dir)), flush=True)
+                if not print_line(report(path, index, args.output_dir)):
+                    break
     except (OSError, ValueError) as error:
         print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
