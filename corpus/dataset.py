@@ -1,9 +1,9 @@
 """Windows of a prepared corpus: random crops for training, gapless ones for evaluation; the only seeded randomness.
 
-Nothing here remembers what was asked before: which example stands at an index depends on the seed and the index alone.
-A training that resumes starts at the index where it stopped, and neither the number of DataLoader workers nor the
-number of processes changes what any example is. That holds for a corpus on this machine and for one that is streamed:
-what a resumed stream costs is the fetching of the one shard in which it stopped.
+The example at an index depends on the seed and the index alone, and not on what was read before. A training that
+resumes starts at the index where it stopped, and neither the number of DataLoader workers nor that of processes changes
+any example. This holds for a memory-mapped corpus and for a streamed one; a resumed stream downloads again the one
+shard in which it stopped.
 """
 
 import json
@@ -172,7 +172,7 @@ class Crops(torch.utils.data.Dataset):
         return _example(ids[-self.length :] if is_ending else ids[: self.length], self.length)
 
     def _start(self, epoch: int, row: int, window: int) -> int:
-        """The window's first token. A piece's windows hold more than the piece: the phase shares the excess out."""
+        """Return the position of a window's first token; the windows overlap at a phase that is random by epoch."""
         last = max(0, self.rows.lengths[row] - self.length)
         phase = self._random(PHASE, epoch, row).integers(-last % self.length, endpoint=True)
         return min(max(0, window * self.length - phase), last)
@@ -195,14 +195,14 @@ class Crops(torch.utils.data.Dataset):
         return visits
 
     def _by_shard(self, order: np.ndarray, epoch: int) -> np.ndarray:
-        """Bring together what lies in one shard, and deal the shards out to the processes.
+        """Group windows by shard, and distribute the shards to the processes.
 
         Args:
             order: Windows, shuffled, `[N]`.
             epoch: Their epoch.
 
         Returns:
-            The same windows, `[N]`: where a process's turn comes, one of its own shards, as long as it has any.
+            The same windows, `[N]`: at the places of each process, windows of its own shards as long as it has any.
         """
         shard = self.rows.shard_of_row[np.searchsorted(self.windows.ends, order, side="right")]
         turn = np.argsort(self._random(SHARDS, epoch).permutation(shard.max() + 1))[shard]  # [N]
@@ -285,7 +285,7 @@ class PaperAugmentation:
 
 
 def _rows(pieces: Dataset | StreamedPieces) -> "_Rows | StreamedPieces":
-    """What cuts slices out of pieces: `rows[row, start:stop]`, with their `lengths` and `weights`."""
+    """Return pieces as rows that can be sliced, `rows[row, start:stop]`, with their `lengths` and `weights`."""
     if len(pieces) == 0:
         name = pieces.url.rpartition("/")[2] if isinstance(pieces, StreamedPieces) else pieces.split
         raise ValueError(
@@ -319,7 +319,7 @@ class _Rows:
         self.chunk_of_row = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
         self.starts = np.concatenate([bounds[:-1] for bounds in offsets]).astype(np.int64)
         self.lengths = np.concatenate([np.diff(bounds) for bounds in offsets]).astype(np.int64)
-        # Corpora of one source alone may do without.
+        # Corpora that `prepare` did not write may have no weights.
         self.weights = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(pieces))
 
     def __getitem__(self, place: tuple[int, slice]) -> np.ndarray:
@@ -340,7 +340,7 @@ class _Rows:
                 raise OSError(f"{path} has become shorter while it is read; prepare the corpus again.")
 
     def __reduce__(self):
-        # A worker that is spawned opens the files again; the views would travel as copies of the whole corpus.
+        # A spawned worker opens the files itself; pickled, the views would be copies of the whole corpus.
         return _Rows, (self.pieces,)
 
 

@@ -44,11 +44,11 @@ from corpus.sources import (
 from corpus.vocabulary import find_encoding
 from tokenization import MusicTxTokenizer
 
-# The report is written last: a folder that holds one holds a whole corpus.
+# The report is written last: a folder with a report has a complete corpus.
 REPORT = "report.json"
 
-# Pieces that travel to a worker together: enough to hide the journey, few enough to keep all workers busy to the end.
-# A task ends with the piece that makes it this long, so that memory does not grow with the size of the files.
+# Pieces that are sent to a worker together: enough to hide the cost of sending, few enough to keep all workers busy to
+# the end. A task ends with the piece that makes it this long, so that large files do not add up in memory.
 PIECES_PER_TASK = 8
 TASK_BYTES = 2_000_000
 
@@ -57,7 +57,7 @@ NAMES_SHOWN = 20
 
 
 class Source(Protocol):
-    """Where pieces come from: one of the classes in `corpus.sources`."""
+    """One of the classes in `corpus.sources`."""
 
     name: str
     licence: str
@@ -134,7 +134,7 @@ def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     counts = {split: Counter(pieces=0, notes=0, hours=0.0, tokens=0) for split in SPLITS}
     passed_over = {}
-    # All that grows with the number of files: the names that come, and for each what its ids hash to.
+    # All that grows with the number of files: the hash of each piece's ids, and its name.
     first_with: dict[bytes, str] = {}
     content = hashlib.sha256(json.dumps(tokens).encode())
     writers = {split: SplitWriter(folder / split) for split in SPLITS}
@@ -173,7 +173,7 @@ def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num
         name, reason = next(iter(passed_over.items()))
         raise ValueError(f"None of the {len(source)} files can be used, beginning with {name}: {reason}")
     for split, writer in writers.items():
-        # Given, because `datasets` would make it of the time of day.
+        # Given, because `datasets` would derive it from the time.
         writer.close(hashlib.sha256(f"{content.hexdigest()} {split}".encode()).hexdigest()[:16])
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(SPLITS)}), encoding="utf-8")
     return {

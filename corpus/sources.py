@@ -1,9 +1,8 @@
-"""Where pieces come from, and which split each belongs to.
+"""The sources of pieces, and the split of each piece.
 
-A source has a `name`, a `licence` and a length, and iterates over its files in an order that only their names and
-contents decide: each file as a `Piece`, or as `PassedOver` where there is nothing to learn from it. What is held out
-for validation and test comes before what is trained on, so that whoever leaves out doubles leaves them out of the
-training. A source knows files, not music.
+A source has a `name`, a `licence` and a length. It iterates over its files in an order that depends on their names and
+contents alone, and yields each file as a `Piece`, or as `PassedOver` if it cannot be used. Validation and test pieces
+come first, so that a duplicate is removed from the training split. Sources read bytes and do not parse MIDI.
 """
 
 import csv
@@ -70,10 +69,10 @@ class PassedOver:
 
 
 class Maestro:
-    """MAESTRO, every published version: ten years of a piano competition, played on pianos that record the keys.
+    """MAESTRO, every published version: performances of a piano competition, recorded as MIDI.
 
-    Read straight from the published archive, or from a folder where it was unpacked. The csv that lies with the music
-    names the files and gives the official split.
+    The files are read from the published archive, or from a folder where it was unpacked. The csv in it names them and
+    gives the official split.
 
     Args:
         path: `maestro-v3.0.0-midi.zip`, or a folder with the csv in it or one level below; None to download.
@@ -130,8 +129,9 @@ class Maestro:
 class GiantMidi:
     """GiantMIDI-Piano: recordings of ten thousand works, transcribed by a network.
 
-    Its authors hand it out. A name tells composer, title and recording, and a composition never stands in two splits:
-    its name decides, 90% train, 5% validation, 5% test. A recording that lies there under two titles joins them.
+    Its authors distribute it. The name of a file holds composer, title and recording. The hash of the composition's
+    name decides the split, 90% train, 5% validation, 5% test, so that a composition is in one split only; titles that
+    share a recording count as one composition.
 
     Args:
         path: The archive, or a folder where it was unpacked; the files may lie in folders in it.
@@ -184,7 +184,7 @@ class GiantMidi:
 
         keys = {}
         for name, parts in self.parts.items():
-            # The evaluation set writes neither accents nor points, and seldom first names.
+            # The evaluation set has neither accents nor periods, and seldom first names.
             keys[name] = _letters(parts["composer"].partition(",")[0] + parts["title"])
             if parts["recording"]:
                 one, other = sorted((find(keys[name]), find(f"~{parts['recording']}")))
@@ -295,8 +295,8 @@ class MidiFolder:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Piece | PassedOver]:
-        # Only its content tells the split of a file, and to keep it until its turn would take the whole folder's
-        # memory: what decides by its content is read twice.
+        # The split of a file without a given one depends on its content. Such files are read twice, because keeping
+        # them until their turn would take as much memory as the folder.
         for held_out in (True, False):
             for name in self.names:
                 row = self.metadata.get(name, {})
@@ -310,7 +310,7 @@ class MidiFolder:
 
 
 class Mixture:
-    """Corpora that stand already, as one: what is heard in training and held out in another is left out of training.
+    """Prepared corpora as one; what any of them holds out is left out of the training split of all.
 
     Args:
         corpora: Folders that `prepare` wrote, with their weights: how often an epoch of training visits each.
@@ -363,7 +363,7 @@ class _Files:
         elif zipfile.is_zipfile(path):
             try:
                 self.archive = zipfile.ZipFile(path)
-            # NotImplementedError: of a version that Python does not know; ValueError: a name that is no text.
+            # NotImplementedError: a version that Python does not support; ValueError: a name that is no text.
             except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
                 raise ValueError(f"{path} is a zip archive that cannot be read: {error}.") from None
             self.names = sorted(info.filename for info in self.archive.infolist() if not info.is_dir())
@@ -416,7 +416,7 @@ def _split(content: bytes, validation_share: float = VALIDATION_SHARE) -> str:
 
 
 def _rows(table: bytes, what: str | Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Read a csv, and see that it has the columns and splits that we know."""
+    """Read a csv, and check its columns and splits."""
     try:
         rows = list(csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
