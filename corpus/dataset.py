@@ -1,9 +1,9 @@
 """Windows of a prepared corpus: random crops for training, gapless ones for evaluation; the only seeded randomness.
 
 The example at an index depends on the seed and the index alone, and not on what was read before. A training that
-resumes starts at the index where it stopped, and neither the number of DataLoader workers nor that of processes changes
-any example. This holds for a memory-mapped corpus and for a streamed one; a resumed stream downloads again the one
-shard in which it stopped.
+resumes starts at the index where it stopped, and neither the number of DataLoader workers nor that of processes
+changes any example. This holds for a memory-mapped corpus and for a streamed one; a resumed stream downloads again the
+one shard in which it stopped.
 """
 
 import json
