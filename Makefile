@@ -49,7 +49,7 @@ $(READY): setup.cfg constraints.txt
 	$(RUN) -m pip install --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# PyTorch brings the release of Triton that it was built with: no floor of setup.cfg's can be asked for beside it.
+# PyTorch pins the release of Triton that it was built with, so the minimum in setup.cfg is left out.
 $(LOWEST)/.ready: setup.cfg
 	$(PYTHON) -m venv $(LOWEST)
 	sed -nE '/triton/d; s/^ +([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg > $(LOWEST)/constraints.txt

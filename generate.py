@@ -2,6 +2,8 @@
 
     python generate.py                                    30 seconds from nothing, by the shipped model
     python generate.py mine.mid --num_samples 4           four continuations of the first ten seconds of a file
+    python generate.py mine.mid --infill 12 18            the file, with these six seconds new
+    python generate.py --density 6 --composer Chopin      six notes a second, as Chopin wrote
     python generate.py --seconds 3600 --stream            an hour of music, each note printed when it has ended
 
 This script handles flags and files; `tokenization.generate_music` generates. A mistake of the user ends in one line
@@ -70,6 +72,22 @@ def within(kind, low, high):
     return parse
 
 
+def control(text):
+    """Check the text of a control: a word, or pairs of seconds and value."""
+    try:
+        wanted_of(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no list of seconds:value, such as 0:60,20:100") from None
+    return text
+
+
+def wanted_of(text):
+    """Return what `Controls` takes for the text of a control."""
+    if ":" not in text:
+        return text
+    return [(float(seconds), value) for seconds, value in (pair.split(":") for pair in text.split(","))]
+
+
 def make_parser():
     """Return the parser of the command line."""
     usage = "python generate.py [MIDI] [--seconds S] [--num_samples N] [options below]"
@@ -84,7 +102,15 @@ def make_parser():
     add("--prompt_seconds", metavar="S", type=duration, default=10.0, help="seconds of it to use" + default)
     add("--seconds", metavar="S", type=duration, default=30.0, help="seconds to generate" + default)
     add("--ending", action="store_true", help="let the last notes end, a few seconds after --seconds")
+    add("--infill", metavar=("START", "STOP"), type=within(float, 0, 86_400), nargs=2, help="seconds to replace")
     add("--num_samples", metavar="N", type=within(int, 1, 1024), default=1, help="number of samples" + default)
+
+    text = "a value, values over time as 0:60,20:100, planned by the model, or off (default)"
+    add = parser.add_argument_group("controls, for models that know them", text).add_argument
+    add("--density", metavar="N", type=control, help="onsets per second, 1 to 22")
+    add("--loudness", metavar="V", type=control, help="mean velocity, 32 to 88")
+    add("--note_length", metavar="S", type=control, help="median length in seconds with the pedal, 0.05 to 2.3")
+    add("--composer", metavar="NAME", type=control, help="such as Chopin, Bach or Debussy")
 
     add = parser.add_argument_group("sampling").add_argument
     temperature, key = within(float, 0.01, 100), within(int, 0, 127)
@@ -134,6 +160,10 @@ def parse_arguments(argv=None):
     del options.midi
     if options.num_samples > 1 and (options.stream or options.midi_port):
         fail(f"--num_samples {options.num_samples}: --stream and --midi_port need one sample; leave it out.")
+    if options.infill and options.prompt is None:
+        fail("--infill needs the file that it is to change; give its name.")
+    if options.infill and (options.ending or options.stream or options.midi_port):
+        fail("--infill writes whole pieces: leave out --ending, --stream and --midi_port.")
     if options.seed is None:
         options.seed = secrets.randbelow(100_000)
     return options
@@ -246,7 +276,7 @@ def encode_prompt(options, midi, tokenizer):
         ids = np.array(tokenizer.encode(midi))
     except ValueError as error:
         fail(f"the prompt cannot be read: {options.prompt}: {str(error).removeprefix('the MIDI bytes: ')}")
-    return first_seconds(ids, tokenizer, options.prompt_seconds)
+    return ids if options.infill else first_seconds(ids, tokenizer, options.prompt_seconds)
 
 
 def find_sound(options):
@@ -301,6 +331,11 @@ class Progress:
             self.bar.close()
 
 
+def new_seconds(options):
+    """Return how many seconds of music are wanted."""
+    return options.seconds if options.infill is None else options.infill[1] - options.infill[0]
+
+
 def make_streamer(options, model, tokenizer, prompt, port, stopped):
     """Return the streamer that follows the generation: notes if they are printed or played, else a progress bar.
 
@@ -316,7 +351,7 @@ def make_streamer(options, model, tokenizer, prompt, port, stopped):
     from tokenization import MidiStreamer
 
     if not options.stream and port is None:
-        return Progress(tokenizer, options.seconds, options.num_samples)
+        return Progress(tokenizer, new_seconds(options), options.num_samples)
     # The streamer gets only what the model sees of the prompt.
     unseen = prompt[: -(model.config.sliding_window or len(prompt))]
     unseen_seconds = tokenizer.token_seconds[unseen].sum()
@@ -359,20 +394,23 @@ def sample(options, model, tokenizer, prompt, port, stopped):
         stopped: A `threading.Event` that ends the generation.
 
     Returns:
-        The new ids of each sample, a list of `[N]`; fewer samples if the event came before their batch.
+        The ids of each sample, prompt included, a list of `[N]`; fewer samples if the event came before their batch.
     """
     from transformers import set_seed
 
     from tokenization import generate_music
 
     limits = {name: getattr(options, name) for name in ("max_polyphony", "max_note_seconds", "pitch_range")}
+    controls = {name: getattr(options, name) for name in ("density", "loudness", "note_length", "composer")}
     set_seed(options.seed)
     try:
-        samples = generate_music(
+        return generate_music(
             model,
             tokenizer,
             prompt,
             seconds=options.seconds,
+            infill=options.infill,
+            controls={name: wanted_of(text) for name, text in controls.items() if text is not None},
             num_samples=options.num_samples,
             ending=options.ending,
             grammar={name: value for name, value in limits.items() if value is not None},
@@ -384,11 +422,10 @@ def sample(options, model, tokenizer, prompt, port, stopped):
             top_p=options.top_p,
         )
     except ValueError as error:
-        fail(error)
-    return [ids[len(prompt) :] for ids in samples]
+        return fail(error)
 
 
-def describe(options, folder, number, ids, interrupted, midi):
+def describe(options, folder, number, tokens, interrupted, midi):
     """Return the record of a sample, for JSON: the same for the same command."""
     from corpus.atomic_files import sha256
 
@@ -402,7 +439,7 @@ def describe(options, folder, number, ids, interrupted, midi):
         "seed": options.seed,
         "versions": versions,
         "weights": {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))},
-        "tokens": len(ids),
+        "tokens": tokens,
         "interrupted": interrupted,
     }
     if options.prompt is not None:
@@ -431,8 +468,10 @@ def with_texts(midi, texts):
     return midi[: track - 4] + length.to_bytes(4) + events + midi[track:]
 
 
-def write(options, stem, folder, score, record, prompt_seconds, soundfont):
+def write(options, stem, folder, score, record, parts, soundfont):
     """Write the files of one sample, each to a temporary folder first and then moved to its name.
+
+    `parts` holds what `piano_roll` is to shade: `prompt_seconds` or `gap_seconds`.
 
     Returns:
         The suffixes of the files written.
@@ -454,7 +493,7 @@ def write(options, stem, folder, score, record, prompt_seconds, soundfont):
     for suffix in set(SUFFIXES) - set(written):
         stem.with_suffix(suffix).unlink(missing_ok=True)
     for kind in sorted(set(options.formats) & set(PICTURES)):
-        place(f".{kind}", lambda path: piano_roll(score, path, prompt_seconds, DARK if options.dark else LIGHT))
+        place(f".{kind}", lambda path: piano_roll(score, path, theme=DARK if options.dark else LIGHT, **parts))
     if soundfont is not None:
         audio, sample_rate = render_audio(score, soundfont)
         for kind in sorted(set(options.formats) & set(AUDIO)):
@@ -516,16 +555,23 @@ def generate(options, midi, folder):
         samples = sample(options, model, tokenizer, prompt, port, stopped)
         took = time.perf_counter() - started
 
+    parts = {"prompt_seconds": tokenizer.token_seconds[prompt].sum()}
+    if options.infill:
+        parts = {"gap_seconds": tuple(options.infill)}
     try:
         for number, (stem, ids) in enumerate(zip(stems, samples, strict=False), start=1):
-            score = tokenizer.to_score([*prompt, *ids])
-            record = describe(options, Path(model.name_or_path), number, ids, stopped.is_set(), midi)
-            prompt_seconds = tokenizer.token_seconds[prompt].sum()
-            suffixes = write(options, stem, folder, score, record, prompt_seconds, soundfont)
+            score = tokenizer.to_score(ids)
+            tokens = len(ids) if options.infill else len(ids) - len(prompt)
+            record = describe(options, Path(model.name_or_path), number, tokens, stopped.is_set(), midi)
+            suffixes = write(options, stem, folder, score, record, parts, soundfont)
             print_line(f"{stem}{{{','.join(suffixes)}}}")
     except OSError as error:
         fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
 
+    if options.infill:
+        print_line(f"seed {options.seed}: {len(samples)} x {new_seconds(options):g} seconds of music in {took:.1f} s")
+        return 130 if stopped.is_set() else 0
+    samples = [ids[len(prompt) :] for ids in samples]
     seconds = [tokenizer.token_seconds[ids].sum() for ids in samples]
     for stem, ids, made in zip(stems, samples, seconds, strict=False):
         if made < options.seconds and tokenizer.eos_token_id not in ids and not stopped.is_set():

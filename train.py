@@ -30,7 +30,7 @@ from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from corpus.atomic_files import atomic_folder, exclusive
-from corpus.dataset import IGNORED, Crops, EvaluationWindows, PaperAugmentation, load_corpus, load_tokenizer
+from corpus.dataset import IGNORED, Crops, CropTransform, EvaluationWindows, load_corpus, load_tokenizer
 from corpus.plain_text import printable
 from evaluation.likelihood import negative_log_likelihood
 from evaluation.rendering import piano_roll
@@ -223,14 +223,19 @@ def load_model(tokenizer, given: dict, recipe: Recipe) -> MusicTxForCausalLM:
     for key, value in given.items():
         if value != getattr(config, key) and not key.endswith("_dropout"):
             raise ValueError(f"{key} ({value}) is not that of {name} ({getattr(config, key)}); leave it out.")
-    vocabulary = MusicTxTokenizer.from_pretrained(name).get_vocab()
-    if vocabulary != tokenizer.get_vocab():
+    vocabulary, needed = MusicTxTokenizer.from_pretrained(name).get_vocab(), tokenizer.get_vocab()
+    if vocabulary.items() - needed.items():
         raise ValueError(
             f"{name} has another vocabulary ({len(vocabulary)} tokens) than {recipe.corpus} ({len(tokenizer)} "
             "tokens); prepare the corpus with the model's tokenizer, or train from scratch."
         )
     dropout = {key: value for key, value in given.items() if key.endswith("_dropout")}
-    return MusicTxForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **dropout)
+    model = MusicTxForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **dropout)
+    if len(needed) > len(vocabulary):
+        # Tokens behind the model's own, as those of controls: their embeddings begin as all do.
+        torch.manual_seed(recipe.seed)
+        model.resize_token_embeddings(len(needed), mean_resizing=False)
+    return model
 
 
 def make_trainable(model: MusicTxForCausalLM, recipe: Recipe) -> torch.nn.Module:
@@ -269,7 +274,7 @@ def make_loaders(pieces, tokenizer, recipe: Recipe, step: int, num_processes: in
             pieces,
             length,
             recipe.seed,
-            augment=PaperAugmentation(tokenizer) if recipe.augment else None,
+            transform=make_transform(tokenizer, length, recipe),
             num_processes=num_processes,
             batch_size=batch_size,
         )
@@ -284,6 +289,13 @@ def make_loaders(pieces, tokenizer, recipe: Recipe, step: int, num_processes: in
         loaders.append(loader)
         step = end
     return loaders
+
+
+def make_transform(tokenizer, length: int, recipe: Recipe) -> CropTransform | None:
+    """Return what alters the crops of a length, None if the recipe leaves them as they are."""
+    if not (recipe.augment or recipe.control_fraction or recipe.infill_fraction):
+        return None
+    return CropTransform(tokenizer, length, recipe.augment, recipe.control_fraction, recipe.infill_fraction)
 
 
 def ignore_signals(_):
@@ -399,7 +411,7 @@ def evaluate(accelerator, model, windows: Dataset, recipe: Recipe, preemption: P
     """Score the validation split, each window on one process.
 
     Returns:
-        Nats per token, the same on all processes; None if one of them was asked to stop.
+        Nats per token, the same on all processes; None if one of them received a signal to stop.
     """
     model = accelerator.unwrap_model(model)
     shard = EvalShard(windows, accelerator.process_index, accelerator.num_processes)

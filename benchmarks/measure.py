@@ -78,7 +78,7 @@ def machine(args: argparse.Namespace) -> dict[str, str]:
         "memory": f"{memory_bytes('cpu') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}",
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        # Of a path, only the name is anyone else's business.
+        # Only the names of paths, whose folders may be private.
         "command": " ".join(
             ["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *(Path(a).name for a in sys.argv[1:])]
         ),

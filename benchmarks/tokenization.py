@@ -49,7 +49,7 @@ def piano_score(rng: np.random.Generator, num_notes: int) -> Score:
 
 
 def load_files(args: argparse.Namespace) -> list[bytes]:
-    """Read the files that the command line asks for, or make some up; of many files every n-th is taken."""
+    """Read the files of the command line, every n-th of many, or make some up."""
     if args.archive:
         with zipfile.ZipFile(args.archive) as archive:
             names = sorted(name for name in archive.namelist() if Path(name).suffix.lower() in MIDI_SUFFIXES)

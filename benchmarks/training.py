@@ -28,7 +28,7 @@ from benchmarks import measure
 from benchmarks.measure import DTYPES
 from benchmarks.models import llama, music_tx, num_parameters
 from benchmarks.tokenization import piano_score
-from corpus.dataset import Crops, PaperAugmentation
+from corpus.dataset import Crops, CropTransform
 from tokenization import MusicTxTokenizer
 
 
@@ -48,7 +48,7 @@ def make_batches(length: int, batch_size: int, device: str) -> Iterator[dict[str
         for _ in range(8)
     ]
     pieces = Dataset.from_dict({"name": [str(number) for number in range(len(ids))], "input_ids": ids})
-    crops = Crops(pieces, length, augment=PaperAugmentation(tokenizer))
+    crops = Crops(pieces, length, transform=CropTransform(tokenizer, length))
     while True:
         for batch in DataLoader(crops, batch_size, drop_last=True, pin_memory=device == "cuda"):
             yield {name: tensor.to(device) for name, tensor in batch.items()}

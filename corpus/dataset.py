@@ -7,9 +7,10 @@ one shard in which it stopped.
 """
 
 import json
-import os
+import math
 import re
 from collections.abc import Callable
+from os.path import samestat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,9 @@ from huggingface_hub.errors import HTTPError
 
 from corpus.shards import StreamedPieces
 from tokenization import MusicTxTokenizer
+from tokenization.controls import find_composer
+from tokenization.infilling import infill_sequence
+from tokenization.performance import STEPS_PER_SECOND
 
 # What labels hold where nothing is to be predicted: the loss of every Transformers model leaves it out.
 IGNORED = -100
@@ -35,7 +39,14 @@ SPARE = 1 / 16
 # Separate the streams of random numbers that one seed opens.
 ORDER, PHASE, AUGMENT, WEIGHT, SHARDS = range(5)
 
-Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Transform = Callable[[np.ndarray, np.random.Generator, str], np.ndarray]
+
+# Of a crop with controls, how probable it is that an attribute is stated at all, and that every segment states it;
+# else each does with a probability that is uniform itself. So any subset can be given in generation.
+STATED, STATED_EVERYWHERE = 0.75, 0.7
+
+# Gaps are of these lengths in seconds, their logarithm uniform, and at most half of a crop. So many begin with it.
+GAP_SECONDS, GAP_AT_BEGINNING = (0.5, 8.0), 0.05
 
 
 def load_corpus(corpus: str | Path) -> DatasetDict | dict[str, StreamedPieces]:
@@ -117,7 +128,8 @@ class Crops(torch.utils.data.Dataset):
         pieces: One split of a corpus.
         length: Tokens per crop. A shorter piece is padded on the right.
         seed: With the index, determines everything.
-        augment: Function of ids and a random generator that returns the ids of altered music, or `None`.
+        transform: Function of ids, a random generator and the name of the composer that returns the ids of altered
+            music, such as a `CropTransform`, or `None`.
         num_processes: For streamed pieces, how many processes take batches of crops in turn.
         batch_size: For streamed pieces, crops in a batch of one process.
 
@@ -130,12 +142,12 @@ class Crops(torch.utils.data.Dataset):
         pieces: Dataset | StreamedPieces,
         length: int,
         seed: int = 0,
-        augment: Augmentation | None = None,
+        transform: Transform | None = None,
         num_processes: int = 1,
         batch_size: int = 1,
     ):
         self.rows = _rows(pieces)
-        self.length, self.seed, self.augment = _checked(length), seed, augment
+        self.length, self.seed, self.transform = _checked(length), seed, transform
         self.num_processes, self.batch_size = num_processes, batch_size
         self.windows = _Windows(-(-self.rows.lengths // length))
         # The windows by the weight of their pieces, each group in an order that the epochs walk through in turn.
@@ -160,14 +172,14 @@ class Crops(torch.utils.data.Dataset):
         epoch, place = divmod(index, len(self))
         row, window = self.windows[self._shuffled(epoch)[place]]
         start = self._start(epoch, row, window)
-        if self.augment is None:
+        if self.transform is None:
             return _example(self.rows[row, start : start + self.length], self.length)
 
         total = self.rows.lengths[row]
         spare = int(self.length * SPARE)
         is_ending = start > 0 and start + self.length == total
         slack = slice(max(0, start - spare) if is_ending else start, start + self.length + spare)
-        ids = self.augment(self.rows[row, slack], self._random(AUGMENT, index))
+        ids = self.transform(self.rows[row, slack], self._random(AUGMENT, index), self.rows.composers[row])
         # The last window keeps its EOS, also where slower music needs more tokens.
         return _example(ids[-self.length :] if is_ending else ids[: self.length], self.length)
 
@@ -257,35 +269,82 @@ class EvaluationWindows(torch.utils.data.Dataset):
         return _example(self.rows[row, start : start + self.length], self.length)
 
 
-class PaperAugmentation:
-    """The paper's augmentation: up to three semitones up or down, up to 5% slower or faster.
-
-    A crop that would leave the keyboard keeps its pitch.
+class CropTransform:
+    """What a training alters in crops: the paper's augmentation, controls, and gaps to fill.
 
     Args:
         tokenizer: A `MusicTxTokenizer`.
+        length: Tokens per crop.
+        augment: Whether to move pitches by up to three semitones, and to play up to 5% slower or faster. A crop that
+            would leave the keyboard keeps its pitch.
+        control_fraction: Share of the crops that state controls.
+        infill_fraction: Share of the crops that are written as examples of infilling.
+
+    Raises:
+        ValueError: The tokenizer has no tokens for controls and infilling.
 
     Source:
-        Huang et al. 2018, arXiv 1809.04281, section 4.2.
+        Huang et al. 2018, arXiv 1809.04281, section 4.2, for the augmentation.
     """
 
     semitones = (-3, -2, -1, 0, 1, 2, 3)
     stretches = (0.95, 0.975, 1.0, 1.025, 1.05)
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: MusicTxTokenizer,
+        length: int,
+        augment: bool = True,
+        control_fraction: float = 0.0,
+        infill_fraction: float = 0.0,
+    ):
+        if (control_fraction or infill_fraction) and tokenizer.infill_ids is None:
+            raise ValueError(
+                f"control_fraction ({control_fraction}) and infill_fraction ({infill_fraction}) need a corpus whose "
+                "tokenizer has tokens for them; prepare it with --tokenizer PerformanceWithControls."
+            )
+        self.tokenizer, self.length, self.augment = tokenizer, length, augment
+        self.control_fraction, self.infill_fraction = control_fraction, infill_fraction
 
-    def __call__(self, ids: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Return the ids of the same music, moved and stretched."""
+    def __call__(self, ids: np.ndarray, random: np.random.Generator, composer: str) -> np.ndarray:
+        """Return the ids of the altered crop; those of an infilled one are at most `length`."""
+        if self.augment:
+            ids = self._augmented(ids, random)
+        if random.random() < self.control_fraction:
+            ids = self._with_controls(ids, random, composer)
+        if random.random() < self.infill_fraction:
+            ids = self._with_gap(ids, random)
+        return ids
+
+    def _augmented(self, ids, random):
         semitones, stretch = int(random.choice(self.semitones)), float(random.choice(self.stretches))
         try:
             return self.tokenizer.augment(ids, semitones, stretch)
         except ValueError:
             return self.tokenizer.augment(ids, 0, stretch)
 
+    def _with_controls(self, ids, random, composer):
+        def is_stated(shape: tuple[int, int]) -> np.ndarray:
+            segments, attributes = shape
+            everywhere = random.random(attributes) < STATED_EVERYWHERE
+            share = np.where(everywhere, 1.0, random.random(attributes))
+            share = np.where(random.random(attributes) < STATED, share, 0.0)
+            return random.random((segments, attributes)) < share
+
+        encoding = self.tokenizer.miditok
+        return encoding.insert_controls(ids, find_composer(composer, encoding.attributes[0].values), is_stated)
+
+    def _with_gap(self, ids, random):
+        steps = round(float(self.tokenizer.token_seconds[ids[: self.length]].sum()) * STEPS_PER_SECOND)
+        gap = round(math.exp(random.uniform(*map(math.log, GAP_SECONDS))) * STEPS_PER_SECOND)
+        gap = min(gap, steps // 2)
+        start = int(random.integers(max(steps - gap, 1))) * (random.random() >= GAP_AT_BEGINNING)
+        infilled = infill_sequence(ids, self.tokenizer.miditok, start, start + gap, self.length)
+        return ids if infilled is None else infilled
+
 
 def _rows(pieces: Dataset | StreamedPieces) -> "_Rows | StreamedPieces":
-    """Return pieces as rows that can be sliced, `rows[row, start:stop]`, with their `lengths` and `weights`."""
+    """Return pieces as rows to slice, `rows[row, start:stop]`, with their `lengths`, `weights` and `composers`."""
     if len(pieces) == 0:
         name = pieces.url.rpartition("/")[2] if isinstance(pieces, StreamedPieces) else pieces.split
         raise ValueError(
@@ -321,6 +380,7 @@ class _Rows:
         self.lengths = np.concatenate([np.diff(bounds) for bounds in offsets]).astype(np.int64)
         # Corpora that `prepare` did not write may have no weights.
         self.weights = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(pieces))
+        self.composers = table["composer"].to_pylist() if "composer" in table.column_names else [""] * len(pieces)
 
     def __getitem__(self, place: tuple[int, slice]) -> np.ndarray:
         row, tokens = place
@@ -336,7 +396,7 @@ class _Rows:
             except FileNotFoundError:  # what was mapped stays until it is closed
                 continue
             # Another file of this name is not the one that was mapped.
-            if os.path.samestat(now, before) and now.st_size < before.st_size:
+            if samestat(now, before) and now.st_size < before.st_size:
                 raise OSError(f"{path} has become shorter while it is read; prepare the corpus again.")
 
     def __reduce__(self):

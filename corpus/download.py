@@ -1,4 +1,4 @@
-"""Downloads a published file once: resumes where it was interrupted, and verifies the SHA-256."""
+"""Download a published file once: resume where the transfer broke off, and verify the SHA-256."""
 
 import time
 from pathlib import Path
@@ -22,8 +22,8 @@ NOTHING_FOLLOWS = 416
 def download(url: str, sha256: str, folder: Path) -> Path:
     """Download a file, unless the folder has it.
 
-    What has arrived is kept as `.part`, also if the process is killed, and the next call continues from there. The
-    HTTP session is huggingface_hub's, which uses proxies and obeys HF_HUB_OFFLINE.
+    What has arrived is kept as `.part`, also if the process is killed, and the next call resumes from there. The
+    session is that of huggingface_hub, which respects proxies and HF_HUB_OFFLINE.
 
     Args:
         url: The address; its last part is the name of the file.
@@ -69,12 +69,12 @@ def download(url: str, sha256: str, folder: Path) -> Path:
 def _fetch(url: str, part: Path) -> int:
     """Append the rest of the file to a part, in one request; returns the HTTP status."""
     size = _size(part)
-    # In a compressed transfer, byte positions would not be those of the file.
+    # A compressed transfer has no byte positions to resume from.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
     with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True) as response:
         if response.status_code >= 400:
             return response.status_code
-        if response.status_code != 206:  # the whole file, whatever was asked for
+        if response.status_code != 206:  # the whole file in place of the range
             size = 0
         total = size + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
         bar = tqdm(desc=part.stem, total=total, initial=size, unit="B", unit_scale=True)

@@ -1,8 +1,8 @@
 """The files of a split, on disk and on the Hub: written piece by piece, streamed shard by shard.
 
 A split is a folder of Arrow files of bounded size (shards), which `datasets` opens, and of `index.arrow`, which has a
-record batch for each shard with the length and the weight of its pieces. From the index follows where each token is,
-so that a stream can start anywhere and downloads only the shard that it needs.
+record batch for each shard with the length, weight and composer of its pieces. From the index follows where each token
+is, so that a stream can start anywhere and downloads only the shard that it needs.
 """
 
 import json
@@ -22,7 +22,7 @@ FEATURES = datasets.Features(
         "input_ids": datasets.List(datasets.Value("uint16")),
     }
 )
-INDEX = pa.schema({"length": pa.uint32(), "weight": pa.float32()})
+INDEX = pa.schema({"length": pa.uint32(), "weight": pa.float32(), "composer": pa.string()})
 
 # 16 million tokens: streaming keeps a whole shard in memory, and shuffles the windows within a shard.
 SHARD_BYTES = 32_000_000
@@ -104,7 +104,7 @@ class SplitWriter:
         )
         self._shard.write_batch(pa.RecordBatch.from_pydict(columns, schema))
         self._shard_index.append(
-            pa.RecordBatch.from_pydict({"length": pa.array(lengths, pa.uint32()), "weight": columns["weight"]}, INDEX)
+            pa.RecordBatch.from_pydict({"length": pa.array(lengths, pa.uint32())} | columns, INDEX)
         )
         self._shard_bytes += self._bytes
         self._rows, self._bytes = [], 0
@@ -131,6 +131,7 @@ class StreamedPieces:
             shards = list(index)
         self.lengths = np.concatenate([shard["length"].to_numpy() for shard in shards]).astype(np.int64)
         self.weights = np.concatenate([shard["weight"].to_numpy() for shard in shards])
+        self.composers = [name for shard in shards for name in shard["composer"].to_pylist()]
         self.shard_of_row = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
         # Where each piece begins in its shard.
         self._starts = np.cumsum(self.lengths) - self.lengths

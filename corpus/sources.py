@@ -47,7 +47,7 @@ class Piece:
         name: Unique within the source.
         split: One of SPLITS.
         music: The bytes of a MIDI file, or ids without BOS and EOS.
-        composer: As the source spells it; empty if it does not tell.
+        composer: As written in the source; empty if unknown.
         title: Likewise.
         weight: How often an epoch of training visits it.
     """
@@ -310,7 +310,7 @@ class MidiFolder:
 
 
 class Mixture:
-    """Prepared corpora as one; what any of them holds out is left out of the training split of all.
+    """Prepared corpora as one source: pieces that one corpus holds out are left out of training in all.
 
     Args:
         corpora: Folders that `prepare` wrote, with their weights: how often an epoch of training visits each.

@@ -1,1 +1,1 @@
-"""Judging finished music by number, eye and ear."""
+"""Evaluate models and music: likelihood, statistics, originality, audio and pictures."""

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from corpus.dataset import IGNORED, EvaluationWindows, load_corpus, load_tokenizer
-from corpus.plain_text import printable
+from evaluation.commands import run_command
 from evaluation.loading import load_model
 from tokenization import MusicTxTokenizer
 
@@ -202,17 +202,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the numbers and the curve along the window")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     args = parser.parse_args(argv)
-    try:
-        return _run(args)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped before all windows were scored; nothing was written", file=sys.stderr)
-        return 130
-    except (OSError, ValueError) as error:
-        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
+    stopped = "stopped before all windows were scored; nothing was written"
+    return run_command(parser.prog, lambda: _run(args), stopped)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     """Score the split, shared by all processes, and print the numbers."""
     # Given explicitly: otherwise several processes without an accelerator would not form a group.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -238,7 +232,6 @@ def _run(args: argparse.Namespace) -> int:
             settings = {name: getattr(args, name) for name in ("model", "corpus", "split", "length", "context")}
             args.output.write_text(json.dumps(settings | result, indent=2) + "\n")
     accelerator.end_training()
-    return 0
 
 
 if __name__ == "__main__":

@@ -27,12 +27,14 @@ from datasets import Dataset
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from symusic import Note, Score, Tempo, Track
+from symusic import Score
 
 from corpus.dataset import load_corpus, load_tokenizer
-from corpus.plain_text import print_line, printable
+from corpus.plain_text import print_line
+from evaluation.commands import run_command
 from evaluation.metrics import NoteArrays, midi_to_arrays, score_to_arrays
 from tokenization import MusicTxTokenizer
+from tokenization.performance import piano_score
 
 # Onsets closer than this are one chord, whose notes are in the order of their pitches.
 CHORD_SECONDS = 0.045
@@ -390,14 +392,9 @@ def excerpt(line: Line, start_seconds: float, end_seconds: float) -> Line:
 
 
 def write_score(line: Line) -> Score:
-    """Write notes as a score of one piano track, at 1000 ticks per second."""
-    score, track = Score(500), Track(program=0)
-    score.tempos.append(Tempo(0, 120))
+    """Write notes as a score of one piano track, rounded to milliseconds."""
     start, end = (np.rint(1000 * field).astype(np.int32) for field in (line.start, line.end))
-    velocity = line.velocity.astype(np.int8)
-    track.notes = Note.from_numpy(start, np.maximum(end - start, 1), line.pitch.astype(np.int8), velocity, "tick")
-    score.tracks.append(track)
-    return score
+    return piano_score(start, np.maximum(end - start, 1), line.pitch, line.velocity)
 
 
 def index_corpus(
@@ -461,25 +458,24 @@ def main(argv: list[str] | None = None) -> int:
     for command in (build, check):
         command.add_argument("--index", type=Path, required=True, help="folder of the index")
     args = parser.parse_args(argv)
-    try:
-        if args.command == "build":
-            corpus = load_corpus(args.corpus)
-            index = index_corpus(corpus["train"], corpus["validation"], load_tokenizer(args.corpus), args.seconds)
-            index.save(args.index)
-            print(f"{len(index.names):,} pieces, {len(index.line.pitch):,} notes")
-            print(f"baseline: held-out excerpts have alignment scores up to {max(index.baseline_scores, default=0)}")
-        else:
-            index = Index.load(args.index)
-            for path in args.midi:
-                if not print_line(report(path, index, args.output_dir)):
-                    break
-    except (OSError, ValueError) as error:
-        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(parser.prog, lambda: (_build if args.command == "build" else _check)(args))
+
+
+def _build(args: argparse.Namespace) -> None:
+    """Index a training set."""
+    corpus = load_corpus(args.corpus)
+    index = index_corpus(corpus["train"], corpus["validation"], load_tokenizer(args.corpus), args.seconds)
+    index.save(args.index)
+    print(f"{len(index.names):,} pieces, {len(index.line.pitch):,} notes")
+    print(f"baseline: held-out excerpts have alignment scores up to {max(index.baseline_scores, default=0)}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Search files for copies."""
+    index = Index.load(args.index)
+    for path in args.midi:
+        if not print_line(report(path, index, args.output_dir)):
+            break
 
 
 def report(path: Path, index: Index, output_dir: Path | None = None) -> str:

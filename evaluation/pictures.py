@@ -52,7 +52,7 @@ def draw_histograms(sets: dict[str, dict[str, np.ndarray]], path: Path) -> None:
 
 
 def draw_self_similarity(sets: dict[str, np.ndarray], path: Path) -> None:
-    """Draw how alike the harmony of two seconds is, by how far they are apart.
+    """Draw the similarity of the harmony of two seconds by the time between them.
 
     Args:
         sets: By the name of the set, the mean similarity by lag in seconds, from 0 on.
@@ -77,7 +77,7 @@ def draw_self_similarity(sets: dict[str, np.ndarray], path: Path) -> None:
 
 
 def draw_attention(shares: np.ndarray, octaves: list[tuple[int, int]], path: Path) -> None:
-    """Draw where each head looks, a row for each, those of a layer together and the nearest first.
+    """Draw the attention of each head by distance, a row per head, sorted within each layer from near to far.
 
     Args:
         shares: Share of each octave of distances, `[layers, heads, octaves]`.

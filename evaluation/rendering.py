@@ -36,10 +36,10 @@ SOUNDFONT_FOLDERS = (
     "/opt/homebrew/share/soundfonts",
 )
 
-# Strings and room die away within two seconds of the last release, in all SoundFonts tried.
+# The sound decays within two seconds of the last release, in all SoundFonts tried.
 TAIL_SECONDS = 2.0
 
-# -1 dBFS: room for the overshoot between samples and of lossy encoders. So normalised, MAESTRO's piano is at -18.7 to
+# -1 dBFS: room for the overshoot between samples and of lossy encoders. With it MAESTRO is at -18.7 to
 # -13.5 LUFS (24 excerpts, two SoundFonts).
 PEAK = 10 ** (-1 / 20)
 
@@ -236,7 +236,7 @@ class MidiPort:
             names = self._port.get_ports()
         except ImportError:
             raise
-        # Each operating system that has no MIDI says so with an exception of its own.
+        # Each operating system without MIDI raises another exception.
         except Exception as error:
             raise OSError(f"There is no MIDI on this machine: {error}") from error
         matches = [i for i, known in enumerate(names) if name in known]
@@ -248,17 +248,17 @@ class MidiPort:
         self._player.start()
 
     def put(self, event) -> None:
-        """Take a `StreamedEvent`, in order of time, to be played when its time has come; returns at once."""
+        """Queue a `StreamedEvent` to be played at its time; events come in order, and this returns at once."""
         self._arrived.put(event)
 
     def close(self, at_once: bool = False) -> list[float]:
-        """Wait until all has been played, or stop in the middle, and close the port.
+        """Wait until all events have been played, or stop at once, and close the port.
 
         Args:
-            at_once: Whether to stop in the middle.
+            at_once: Do not wait for events that have not been played.
 
         Returns:
-            How long the music had to wait, in seconds, each time that it had to.
+            Each delay of the clock, in seconds.
         """
         self._arrived.put(None)
         try:
@@ -267,7 +267,7 @@ class MidiPort:
         finally:
             self._stopped.set()
             self._player.join()
-            # All notes off, whatever has come between.
+            # All notes off, also after an error.
             self._port.send_message([0xB0, 123, 0])
             self._port.close_port()
         return self._late
@@ -293,8 +293,14 @@ def key_name(pitch: int) -> str:
     return f"{KEY_NAMES[pitch % 12]}{pitch // 12 - 1}"
 
 
-def piano_roll(score: Score, path: str | os.PathLike, prompt_seconds: float = 0.0, theme: Theme = LIGHT) -> None:
-    """Draw the notes over time: keys upwards, velocity as colour, the pedal below, the prompt shaded apart.
+def piano_roll(
+    score: Score,
+    path: str | os.PathLike,
+    prompt_seconds: float = 0.0,
+    theme: Theme = LIGHT,
+    gap_seconds: tuple[float, float] | None = None,
+) -> None:
+    """Draw the notes over time: keys upwards, velocity as colour, the pedal below, the prompt or a gap shaded.
 
     Music longer than a minute is laid out in rows, as on a page. The same notes give the same bytes.
 
@@ -303,6 +309,7 @@ def piano_roll(score: Score, path: str | os.PathLike, prompt_seconds: float = 0.
         path: The file to write, .png or .svg; or an open file for a PNG.
         prompt_seconds: How much of the beginning was given rather than generated.
         theme: `LIGHT` or `DARK`.
+        gap_seconds: Beginning and end of a gap that was filled.
     """
     notes, pedal = score_to_arrays(score), _read_pedal(score)
     # Rounded, because single precision makes sixty seconds a little more than a minute.
@@ -333,7 +340,7 @@ def piano_roll(score: Score, path: str | os.PathLike, prompt_seconds: float = 0.
         _draw_keyboard(keyboard, keys, theme)
         axes = add_axes(LEFT, top, WIDTH - LEFT - RIGHT, keys_height, yticks=[], **time, **lanes)
         _draw_notes(axes, notes, keys, theme)
-        _draw_prompt(axes, prompt_seconds, theme)
+        _draw_parts(axes, prompt_seconds, gap_seconds, theme)
         if len(pedal):
             axes.set_xticks([])
             axes = add_axes(LEFT, top + keys_height, WIDTH - LEFT - RIGHT, PEDAL, ylim=(0, 1), **time)
@@ -342,8 +349,8 @@ def piano_roll(score: Score, path: str | os.PathLike, prompt_seconds: float = 0.
         axes.xaxis.set_major_locator(MaxNLocator(nbins=12, steps=[1, 2, 5, 10]))
     axes.set_xlabel("seconds", color=theme.ink, fontsize=9)
     _draw_scale(add_axes(WIDTH - RIGHT - 1.5, 0.17, 1.2, 0.1), theme)
-    # Words stay words in an SVG, and its names would be random without a salt. Matplotlib would write its version into
-    # a PNG, and the date into an SVG.
+    # Text stays text in an SVG, and the salt fixes the ids. By default Matplotlib writes its version into a PNG and
+    # the date into an SVG.
     is_svg = Path(getattr(path, "name", None) or str(path)).suffix == ".svg"
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "music"}):
         figure.savefig(
@@ -392,17 +399,17 @@ def _draw_notes(axes: Axes, notes: NoteArrays, keys: np.ndarray, theme: Theme) -
 
     shown = (notes.start < finish) & (notes.end > begin)
     start, end, pitch, velocity = (column[shown] for column in notes)
-    # A hair of paper between a note and its repetition, and enough ink for the shortest.
-    hair = (finish - begin) / 1500
-    end = np.maximum(end - hair, start + 2 * hair)
+    # A gap between a note and its repetition, and a minimum width for the shortest notes.
+    gap = (finish - begin) / 1500
+    end = np.maximum(end - gap, start + 2 * gap)
     corners = [(start, pitch - 0.42), (end, pitch - 0.42), (end, pitch + 0.42), (start, pitch + 0.42)]
     boxes = np.array(corners).transpose(2, 0, 1)  # [N, 4, 2]
     colors = theme.velocity(VELOCITIES(velocity))
     axes.add_collection(PolyCollection(boxes, facecolors=colors, linewidths=0, zorder=2), autolim=False)
 
 
-def _draw_prompt(axes: Axes, prompt_seconds: float, theme: Theme) -> None:
-    """Shade the part of the prompt that the axes' time limits show, and name both parts where they begin."""
+def _draw_parts(axes: Axes, prompt_seconds: float, gap_seconds: tuple[float, float] | None, theme: Theme) -> None:
+    """Shade what the axes' time limits show of the prompt or of the gap, and name each part where it begins."""
     begin, finish = axes.get_xlim()
     words = {"transform": axes.get_xaxis_transform(), "va": "bottom", "color": theme.ink, "fontsize": 9}
     if prompt_seconds > begin:
@@ -411,6 +418,10 @@ def _draw_prompt(axes: Axes, prompt_seconds: float, theme: Theme) -> None:
     if begin < prompt_seconds < finish:
         axes.axvline(prompt_seconds, color=theme.ink, linewidth=0.8)
         axes.text(prompt_seconds, 1, " continuation", **words)
+    if gap_seconds is not None and begin < gap_seconds[1] and gap_seconds[0] < finish:
+        start, stop = max(gap_seconds[0], begin), min(gap_seconds[1], finish)
+        axes.axvspan(start, stop, color=theme.shade, linewidth=0)
+        axes.text(start, 1, " new", **words)
 
 
 def _draw_scale(axes: Axes, theme: Theme) -> None:

@@ -1,4 +1,4 @@
-"""Everything that is measured of a model, in one folder: numbers, a page, plots and samples.
+"""Evaluate a model completely, into one folder: numbers, a page, plots and samples.
 
     python -m evaluation.report --model runs/maestro_small --corpus data/maestro --num_samples 64
 
@@ -29,6 +29,7 @@ from corpus.dataset import EvaluationWindows, load_corpus, load_tokenizer
 from corpus.plain_text import printable
 from evaluation import originality
 from evaluation.attention import attention_by_distance, octaves
+from evaluation.commands import run_command
 from evaluation.comparison import compare
 from evaluation.likelihood import amount_of_music, score, summarize
 from evaluation.loading import find_model, load_model, load_model_tokenizer
@@ -172,22 +173,15 @@ def load(args: argparse.Namespace) -> tuple[torch.nn.Module, MusicTxTokenizer, D
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     args = parse(argv)
-    try:
-        return _run(args)
-    except KeyboardInterrupt:
-        print(f"python -m evaluation.report: stopped; {args.output_dir} is not complete", file=sys.stderr)
-        return 130
+    stopped = f"stopped; {printable(args.output_dir)} is not complete"
+    return run_command("python -m evaluation.report", lambda: _run(args), stopped)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     """Measure everything and write the folder."""
-    try:
-        model, tokenizer, corpus = load(args)
-        index = originality.index_corpus(corpus["train"], corpus["validation"], tokenizer, args.seconds)
-        (args.output_dir / "samples").mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        print(printable(f"python -m evaluation.report: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
+    model, tokenizer, corpus = load(args)
+    index = originality.index_corpus(corpus["train"], corpus["validation"], tokenizer, args.seconds)
+    (args.output_dir / "samples").mkdir(parents=True, exist_ok=True)
 
     measured = {"settings": vars(args) | {"output_dir": str(args.output_dir)}, "likelihood": {}}
     for split in args.splits:
@@ -221,7 +215,6 @@ def _run(args: argparse.Namespace) -> int:
         (args.output_dir / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (args.output_dir / "report.md").write_text(write_page(measured), encoding="utf-8")
     print(printable(args.output_dir / "report.md"))
-    return 0
 
 
 if __name__ == "__main__":

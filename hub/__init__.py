@@ -1,1 +1,1 @@
-"""What leaves the house: the model card and the upload. The only room that talks to the Hugging Face Hub to write."""
+"""Publish a model to the Hugging Face Hub: its files, its card and the upload."""

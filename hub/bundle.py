@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from corpus.plain_text import printable
+from evaluation.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
 from hub.contents import published_files
 from tokenization import MidiGenerationPipeline
@@ -48,16 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
     args = parser.parse_args(argv)
-    try:
+
+    def write():
         names = bundle(args.folder, args.output_dir)
-    except (ValueError, OSError) as error:
-        print(printable(f"hub.bundle: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"hub.bundle: interrupted; {args.output_dir} is not complete", file=sys.stderr)
-        return 130
-    print(f"{args.output_dir}: {', '.join(names)}")
-    return 0
+        print(printable(f"{args.output_dir}: {', '.join(names)}"))
+
+    return run_command("hub.bundle", write, f"stopped; {printable(args.output_dir)} is not complete")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
 from corpus.plain_text import printable
+from evaluation.commands import run_command
 
 # What the types of facts are called in JSON.
 KINDS = {str: "a string", int: "a whole number", dict: "an object"}
@@ -216,21 +217,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", help="folder with the model")
     parser.add_argument("--facts", type=Path, nargs="+", help="JSON files with the facts")
     parser.add_argument("--template", action="store_true", help="print a JSON file of facts to fill in, and end")
-    options = parser.parse_args(argv)
-    if options.template:
+    args = parser.parse_args(argv)
+    if args.template:
         empty = {fact.name: (get_origin(fact.type) or fact.type)() for fact in fields(Facts)}
         print(json.dumps(empty, indent=2))
         return 0
-    if options.folder is None or not options.facts:
+    if args.folder is None or not args.facts:
         print("hub.card: give a folder and --facts; --template prints a file of facts to fill in.", file=sys.stderr)
         return 2
-    try:
-        make_card(options.folder, read_facts(options.facts)).save(options.folder / "README.md")
-    except (ValueError, OSError) as error:
-        print(printable(f"hub.card: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
-    print(printable(options.folder / "README.md"))
-    return 0
+
+    def write():
+        make_card(args.folder, read_facts(args.facts)).save(args.folder / "README.md")
+        print(printable(args.folder / "README.md"))
+
+    return run_command("hub.card", write)
 
 
 if __name__ == "__main__":

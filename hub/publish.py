@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
 from corpus.plain_text import printable
+from evaluation.commands import run_command
 from hub.contents import PICTURE, SAMPLE, published_files
 
 # The classes that each file must map to the folder's own code.
@@ -215,22 +216,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("repository", help="user/name on the Hub")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", help="branch to upload to (default: the main branch)")
-    options = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     # The library's messages about retries repeat URLs, and those of an upload grant access to the storage.
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         disable_progress_bars()
-    try:
-        print(publish(options.folder, options.repository, options.private, options.revision))
-        if left := published_files(options.folder)[1]:
+
+    def send():
+        print(publish(args.folder, args.repository, args.private, args.revision))
+        if left := published_files(args.folder)[1]:
             print(printable(f"not published: {', '.join(left)}"), file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(printable(f"hub.publish: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("hub.publish: stopped; the same command sends what is missing", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_command("hub.publish", send, "stopped; the same command sends what is missing")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from corpus.plain_text import printable
+from evaluation.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
 from evaluation.rendering import piano_roll
 from hub.contents import PICTURE, SAMPLE
@@ -48,17 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hub.sample", description="Add a sample to a model's folder.")
     parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
     parser.add_argument("--seconds", type=float, default=30.0, help="seconds of music (default: 30)")
-    options = parser.parse_args(argv)
-    try:
-        add_sample(options.folder, options.seconds)
-    except (ValueError, OSError) as error:
-        print(printable(f"hub.sample: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("hub.sample: interrupted; the folder has no whole sample", file=sys.stderr)
-        return 130
-    print(f"{options.folder / SAMPLE} and {PICTURE}")
-    return 0
+    args = parser.parse_args(argv)
+
+    def write():
+        add_sample(args.folder, args.seconds)
+        print(printable(f"{args.folder / SAMPLE} and {PICTURE}"))
+
+    return run_command("hub.sample", write)
 
 
 if __name__ == "__main__":

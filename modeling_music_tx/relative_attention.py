@@ -13,6 +13,7 @@ to its keys are then in the order of the keys, and the last row is that of the q
 import math
 import re
 import zlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -452,16 +453,15 @@ def blocked_attention_forward(
     offset: int | torch.Tensor = 0,
     distances: torch.Tensor | None = None,
     sliding_window: int | None = None,
+    fused: Callable[..., torch.Tensor] = blocked_relative_attention,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """The default attention: in blocks if `takes_blocks`, otherwise as a bias through sdpa."""
+    """The default attention: `fused` if `takes_blocks`, otherwise a bias through sdpa."""
     if kwargs.pop("output_attentions", False):
         implementation = module.config._attn_implementation
         logger.warning_once(f'attn_implementation "{implementation}" returns no attention weights; use "eager".')
     if relative_embeddings is not None and takes_blocks(query, key, attention_mask, offset, distances):
-        output = blocked_relative_attention(
-            query, key, value, relative_embeddings, scaling, attention_mask, sliding_window, dropout
-        )
+        output = fused(query, key, value, relative_embeddings, scaling, attention_mask, sliding_window, dropout)
         return output.transpose(1, 2), None  # [B, Q, H, D]
 
     bias = None

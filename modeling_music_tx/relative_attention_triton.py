@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from .relative_attention import blocked_attention_forward, blocked_mask, operator_namespace, takes_blocks
+from .relative_attention import blocked_attention_forward, blocked_mask, operator_namespace
 
 try:
     import triton
@@ -280,8 +280,7 @@ def _attention_bwd_dq_kernel(
     """Gradients of T queries and, added up, of the table, both still to be scaled; and two numbers per query.
 
     The numbers are for `_attention_bwd_dkv_kernel`: `deltas`, the product of an output with its gradient, and
-        `far_sums`,
-    the `lse` less the relative term beyond the table.
+    `far_sums`, the `lse` less the relative term beyond the table.
     """
     program, tiles = tl.program_id(0), tl.cdiv(Q, T)
     row = program // tiles
@@ -624,31 +623,11 @@ def triton_relative_attention(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def triton_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    relative_embeddings: torch.Tensor | None = None,
-    offset: int | torch.Tensor = 0,
-    distances: torch.Tensor | None = None,
-    sliding_window: int | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """The kernels if they support the device and `takes_blocks`, otherwise `blocked_attention_forward`."""
-    is_plain = relative_embeddings is not None and takes_blocks(query, key, attention_mask, offset, distances)
-    if is_plain and not _unsupported_reason(query):
-        output = triton_relative_attention(
-            query, key, value, relative_embeddings, scaling, attention_mask, sliding_window, dropout
-        )
-        return output.transpose(1, 2), None  # [B, Q, H, D]
-
-    kwargs.update(relative_embeddings=relative_embeddings, offset=offset, distances=distances)
-    kwargs.update(sliding_window=sliding_window)
-    return blocked_attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+def triton_attention_forward(module: nn.Module, query: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, None]:
+    """`blocked_attention_forward` with the kernels in place of the blocks, where they support the device."""
+    if not _unsupported_reason(query):
+        kwargs["fused"] = triton_relative_attention
+    return blocked_attention_forward(module, query, *args, **kwargs)
 
 
 TRITON = "triton_relative"

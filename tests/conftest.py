@@ -58,7 +58,7 @@ def make_score() -> Callable[..., Score]:
 
 @pytest.fixture
 def midi_folder(tmp_path: Path) -> Path:
-    """Return a folder of six sound MIDI files, one of them in a subfolder, and a text file."""
+    """Return a folder of six valid MIDI files, one of them in a subfolder, and a text file."""
     folder = tmp_path / "midi"
     (folder / "deeper").mkdir(parents=True)
     names = ["one.mid", "two.midi", "THREE.MID", "with space.mid", "größer.mid", "deeper/six.mid"]
@@ -71,7 +71,7 @@ def midi_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def broken_midis() -> dict[str, bytes]:
     """Return the bytes of MIDI files that cannot be encoded, by what is wrong with them."""
-    sound = _make_score(seed=1).dumps_midi()
+    valid = _make_score(seed=1).dumps_midi()
     silent = Score(480)
     silent.tracks.append(Track(program=0))
     silent.tracks[0].controls.append(ControlChange(0, 64, 127))
@@ -81,10 +81,10 @@ def broken_midis() -> dict[str, bytes]:
     return {
         "empty": b"",
         "text": b"This is not a MIDI file, whatever its name says.",
-        "truncated": sound[: len(sound) // 2],
-        "bytes stripped": sound[:200] + sound[203:],
+        "truncated": valid[: len(valid) // 2],
+        "bytes stripped": valid[:200] + valid[203:],
         "no tracks": b"MThd\x00\x00\x00\x06\x00\x01\x00\x00\x01\xe0",
-        "no time": sound[:12] + b"\x00\x00" + sound[14:],
+        "no time": valid[:12] + b"\x00\x00" + valid[14:],
         "no notes": silent.dumps_midi(),
         "only drums": drums.dumps_midi(),
     }

@@ -1,6 +1,6 @@
 """The Hugging Face Hub on this machine: the routes that creating, uploading and loading a model touch, over real HTTP.
 
-It keeps repositories in memory, wants its token for whatever is written or private, and misbehaves when it is told to.
+It keeps repositories in memory, requires its token for writes and private repositories, and injects faults.
 """
 
 import base64
@@ -12,7 +12,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-TOKEN = "hf_atokenthatmustneverbeseen"
+TOKEN = "hf_atokenthatmustneactioneseen"
 
 # As on the Hub, weights and pictures are large files whatever their size: they are sent apart from the commit.
 LARGE_SUFFIXES = (".safetensors", ".png")
@@ -145,13 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"/(?:api/models/)?([\w.-]+/[\w.-]+?)(?:\.git)?(/.*)?", path)
         return self.repository(allowed, *match.groups()) if match else self.refuse(404)
 
-    def create(self, wanted: dict):
+    def create(self, request: dict):
         hub = self.server
-        name = f"{wanted.get('organization') or 'someone'}/{wanted['name']}"
+        name = f"{request.get('organization') or 'someone'}/{request['name']}"
         answer = {"url": f"{hub.url}/{name}", "name": name}
         if name in hub.repositories:
             return self.reply(answer | {"error": "You already created this model repo"}, 409)
-        private = wanted.get("private") or wanted.get("visibility") == "private"
+        private = request.get("private") or request.get("visibility") == "private"
         hub.repositories[name] = Repository(bool(private))
         return self.reply(answer)
 
@@ -162,29 +162,29 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(401 if not allowed else 404, "RepoNotFound")
         if not reading and not allowed:
             return self.refuse(401)
-        _, verb, *others = (rest or "/revision/main").split("/")
-        if verb == "resolve":
+        _, action, *others = (rest or "/revision/main").split("/")
+        if action == "resolve":
             return self.resolve(repository, others[0], "/".join(others[1:]))
-        if verb in ("tree", "revision") and reading:
+        if action in ("tree", "revision") and reading:
             sha = repository.sha(others[0])
             if sha is None:
                 return self.refuse(404, "RevisionNotFound")
             files = repository.commits[sha]
-            if verb == "tree":
+            if action == "tree":
                 return self.reply([describe(path, content) for path, content in files.items()])
             names = [{"rfilename": path} for path in files]
             facts = {"id": name, "modelId": name, "sha": sha, "private": repository.private, "siblings": names}
             return self.reply(facts | {"tags": [], "downloads": 0, "likes": 0})
-        body = self.body if verb == "commit" else json.loads(self.body or b"{}")
-        if verb == "branch":
+        body = self.body if action == "commit" else json.loads(self.body or b"{}")
+        if action == "branch":
             repository.names.setdefault(others[0], repository.sha(body.get("startingPoint") or "main"))
             return self.reply({})
-        if verb == "tag":
+        if action == "tag":
             repository.names[body["tag"]] = repository.sha(others[0])
             return self.reply({})
-        if verb == "preupload":
+        if action == "preupload":
             return self.reply({"files": [self.plan(repository.files(others[0]), file) for file in body["files"]]})
-        if verb == "info":
+        if action == "info":
             return self.reply({"transfer": "basic", "objects": [self.destination(entry) for entry in body["objects"]]})
         return self.commit(name, repository, others[0], body)
 

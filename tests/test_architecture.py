@@ -40,16 +40,16 @@ def rooms_of(contributing: str) -> dict[str, Room]:
 
 ROOMS = rooms_of((ROOT / "CONTRIBUTING.md").read_text())  # a room without a line may not exist
 UNIMPORTED = set(ROOMS.pop("nothing").imports)
-WATCHERS = UNIMPORTED - set(ROOMS)  # benchmarks and tests import everything
+EXEMPT = UNIMPORTED - set(ROOMS)  # benchmarks and tests import everything
 
 # The rooms that go to the Hub, and what they may need on a user's machine.
 HUB_BOUND = {name: set(ROOMS[name].imports) for name in ("modeling_music_tx", "tokenization")}
 
 FILES = sorted(
     path.relative_to(ROOT)
-    for path in [*ROOT.glob("*.py"), *(file for room in (*ROOMS, *WATCHERS) for file in (ROOT / room).rglob("*.py"))]
+    for path in [*ROOT.glob("*.py"), *(file for room in (*ROOMS, *EXEMPT) for file in (ROOT / room).rglob("*.py"))]
 )
-TRAVELLERS = [path for path in FILES if path.parts[0] in HUB_BOUND and path.name != "__init__.py"]
+HUB_FILES = [path for path in FILES if path.parts[0] in HUB_BOUND and path.name != "__init__.py"]
 
 
 def room_of(path: Path) -> str:
@@ -85,18 +85,18 @@ def processes_of(source: str) -> set[str]:
         # Messages and help texts name commands too; these modules start them.
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[0] in ("os", "subprocess", "shlex"):
             found += re.findall(r"-m ([\w.]+)", ast.unparse(node))
-    return {name for name in found if name.split(".")[0] in (*ROOMS, *WATCHERS)}
+    return {name for name in found if name.split(".")[0] in (*ROOMS, *EXEMPT)}
 
 
 def ours(names: set[tuple[int, str]]) -> set[str]:
     """The absolute imports of our own packages and scripts."""
-    return {name for level, name in names if level == 0 and name.split(".")[0] in (*ROOMS, *WATCHERS)}
+    return {name for level, name in names if level == 0 and name.split(".")[0] in (*ROOMS, *EXEMPT)}
 
 
 def theirs(names: set[tuple[int, str]]) -> set[str]:
     """The packages of others, by their top name, less Python's own."""
     tops = {name.split(".")[0] for level, name in names if level == 0}
-    return tops - sys.stdlib_module_names - set(ROOMS) - set(WATCHERS)
+    return tops - sys.stdlib_module_names - set(ROOMS) - set(EXEMPT)
 
 
 def forbidden(path: Path, source: str) -> set[str]:
@@ -107,7 +107,7 @@ def forbidden(path: Path, source: str) -> set[str]:
 
 
 def declared(*extras: str) -> set[str]:
-    """The distributions that setup.cfg asks for, in the spelling of `normal`."""
+    """The distributions that setup.cfg asks for, as `normal` writes them."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
@@ -115,13 +115,13 @@ def declared(*extras: str) -> set[str]:
 
 
 def normal(distribution: str) -> str:
-    """One spelling for a distribution's many."""
+    """The canonical name of a distribution."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_every_python_file_stands_in_a_room():
     found = {room_of(path.relative_to(ROOT)) for pattern in ("*.py", "*/*.py") for path in ROOT.glob(pattern)}
-    assert found <= {*ROOMS, *WATCHERS}
+    assert found <= {*ROOMS, *EXEMPT}
 
 
 def test_no_room_may_import_what_nothing_imports():
@@ -187,8 +187,8 @@ def test_the_hub_bound_rooms_ask_little_of_a_users_machine(path):
     assert theirs(imports_of((ROOT / path).read_text(), optional=False)) <= HUB_BOUND[path.parts[0]]
 
 
-@pytest.mark.parametrize("path", TRAVELLERS, ids=str)
-def test_a_traveller_finds_its_siblings_the_one_way_that_is_copied(path):
+@pytest.mark.parametrize("path", HUB_FILES, ids=str)
+def test_a_hub_file_imports_its_siblings_in_the_one_form_that_is_copied(path):
     source = (ROOT / path).read_text()
     relative = {name for level, name in imports_of(source) if level}
     siblings = {file.stem for file in (ROOT / path).parent.glob("*.py")}
@@ -198,7 +198,7 @@ def test_a_traveller_finds_its_siblings_the_one_way_that_is_copied(path):
     assert not ours(imports_of(source))
 
 
-@pytest.mark.parametrize("path", TRAVELLERS, ids=str)
+@pytest.mark.parametrize("path", HUB_FILES, ids=str)
 def test_transformers_reads_the_same_imports_as_python(path):
     # Transformers finds imports by regular expressions over the raw text, in docstrings too.
     source = (ROOT / path).read_text()
@@ -207,8 +207,8 @@ def test_transformers_reads_the_same_imports_as_python(path):
     assert set(get_relative_imports(ROOT / path)) == {name for level, name in names if level}
 
 
-def test_travellers_share_one_flat_folder_without_overwriting_each_other():
-    names = [path.name for path in TRAVELLERS]
+def test_hub_files_have_distinct_names_in_their_flat_folder():
+    names = [path.name for path in HUB_FILES]
     assert len(names) == len(set(names))
 
 
@@ -222,11 +222,11 @@ def test_what_a_file_imports_is_declared_where_its_room_is_installed_from(path):
 
 
 @pytest.mark.parametrize("version", ["4.57.6", "5.19.0", "6.0.0"])
-@pytest.mark.parametrize("traveller", [configuration_music_tx, tokenization_music_tx])
-def test_with_a_transformers_that_it_does_not_know_the_import_says_which_it_does(monkeypatch, traveller, version):
+@pytest.mark.parametrize("module", [configuration_music_tx, tokenization_music_tx])
+def test_with_a_transformers_that_it_does_not_know_the_import_says_which_it_does(monkeypatch, module, version):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     (known,) = re.findall("^transformers.*", setup["options"]["install_requires"], re.MULTILINE)
     monkeypatch.setattr("importlib.metadata.version", lambda package: version)
     with pytest.raises(ImportError, match=f"{known} is required .* but found transformers=={version}"):
-        importlib.reload(traveller)
+        importlib.reload(module)

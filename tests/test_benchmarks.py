@@ -1,4 +1,4 @@
-"""The benchmarks run as their page says, stop where the fast way is wrong, and report what they measured."""
+"""The benchmarks run as documented, stop if the fast way is wrong, and report what they measured."""
 
 import multiprocessing
 import time

@@ -27,7 +27,7 @@ def layers(request) -> tuple[DynamicLayer, BufferedLayer | BufferedSlidingWindow
 
 
 def update_both(layers, length: int, seed: int, batch: int = 2):
-    """The same keys and values to both layers, which must return and keep the same, and say the same of a mask."""
+    """Update both layers with the same keys and values, and compare what they return, keep and report for masks."""
     theirs, ours = layers
     assert ours.get_mask_sizes(length) == theirs.get_mask_sizes(length)
     expected = theirs.update(*states(length, seed, batch))

@@ -42,17 +42,17 @@ def test_its_weights_and_card_are_those_of_the_checkpoint(folder):
 
 
 def test_it_loads_and_generates_without_the_packages_and_gives_the_logits_of_the_packages(folder, tmp_path):
-    said, process = run(LOAD, offline(tmp_path), tmp_path, repository=str(folder), revision=None)
-    assert said is not None, process.stderr
+    result, process = run(LOAD, offline(tmp_path), tmp_path, repository=str(folder), revision=None)
+    assert result is not None, process.stderr
     model = load_model(str(CHECKPOINT)).cpu()
     with torch.no_grad():
-        logits = model(torch.tensor([said["ids"]])).logits.double().sum().item()
-    assert said["logits"] == pytest.approx(logits, rel=1e-5)
+        logits = model(torch.tensor([result["ids"]])).logits.double().sum().item()
+    assert result["logits"] == pytest.approx(logits, rel=1e-5)
 
 
 def test_its_pipeline_generates_music_without_the_packages(folder, tmp_path):
-    said, process = run(PIPELINE, offline(tmp_path), tmp_path, repository=str(folder))
-    assert said == "played", process.stderr
+    result, process = run(PIPELINE, offline(tmp_path), tmp_path, repository=str(folder))
+    assert result == "played", process.stderr
 
 
 def test_a_folder_that_is_not_empty_is_left_as_it_is(folder, capsys):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
+from tiny_models import save_model
 
 from hub.card import main
 from hub.publish import check_folder
-from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 
 FACTS = {
@@ -156,11 +156,7 @@ def test_the_template_lists_every_fact_for_filling_in(folder, capsys):
 
 
 def test_the_snippet_plays_on_a_machine_that_has_only_transformers(tmp_path):
-    published = tmp_path / "published"
-    tokenizer = MusicTxTokenizer()
-    config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)
-    MusicTxForCausalLM(config).save_pretrained(published)
-    tokenizer.save_pretrained(published)
+    published = save_model(tmp_path / "published", MusicTxTokenizer())
     assert write(published, FACTS | {"repository": str(published)}) == 0
     check_folder(published)
 

@@ -23,7 +23,7 @@ def tokenizer():
 def random_steps(seed, length):
     random = np.random.default_rng(seed)
     steps = random.integers(SILENCE, 128, (length, 4))
-    # Held notes, and something that sounds at the end.
+    # Held notes, and a note in the last step.
     steps = steps[np.sort(random.integers(0, length, length))]
     steps[-1] = [72, 67, 64, 48]
     return steps

@@ -1,4 +1,4 @@
-"""A configuration is derived, saved and refused as its documentation says."""
+"""A configuration is completed, saved and validated as documented."""
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError

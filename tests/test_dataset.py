@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from torch.utils.data import DataLoader
 
-from corpus.dataset import Crops, EvaluationWindows, PaperAugmentation, load_corpus
+from corpus.dataset import Crops, CropTransform, EvaluationWindows, load_corpus
 from tokenization import MusicTxTokenizer
 
 BOS, EOS = 1, 2
@@ -16,7 +16,7 @@ FEATURES = Features({"name": Value("string"), "input_ids": List(Value("uint16"))
 
 
 def pieces_of(*lengths):
-    """Pieces whose tokens are all different, so that a token tells where it stood."""
+    """Pieces whose tokens are all different, so that a token identifies its position."""
     ends = 3 + np.cumsum([length - 2 for length in lengths])
     rows = [[BOS, *range(end - length + 2, end), EOS] for length, end in zip(lengths, ends, strict=True)]
     names = [f"piece {row}" for row in range(len(rows))]
@@ -103,11 +103,11 @@ def test_crops_depend_on_the_seed_and_the_index_and_not_on_what_was_asked_before
 def test_augmentation_draws_anew_at_every_index_and_the_same_again_when_asked_again(pieces):
     draws = []
 
-    def augment(ids, random):
+    def augment(ids, random, composer):
         draws.append(int(random.integers(1 << 62)))
         return ids
 
-    crops = Crops(pieces, length=64, augment=augment)
+    crops = Crops(pieces, length=64, transform=augment)
     indexes = range(2 * len(crops))
     for index in [*indexes, *indexes]:
         crops[index]
@@ -126,18 +126,18 @@ def test_a_resumed_training_reads_on_where_it_stopped_with_any_number_of_workers
 
 
 def test_an_augmented_crop_is_filled_although_the_music_has_become_shorter():
-    def without_every_twentieth(ids, random):
+    def without_every_twentieth(ids, random, composer):
         return np.delete(ids, np.arange(5, len(ids), 20))
 
-    crops = Crops(pieces_of(1000), length=64, augment=without_every_twentieth)
+    crops = Crops(pieces_of(1000), length=64, transform=without_every_twentieth)
     assert all(len(real_tokens(crop)) == 64 for crop in epoch_of(crops, 0))
 
 
 def test_the_ending_of_a_piece_is_shown_although_the_music_has_become_longer():
-    def with_every_token_twice(ids, random):
+    def with_every_token_twice(ids, random, composer):
         return np.repeat(ids, 2)
 
-    crops = Crops(pieces_of(1000), length=64, augment=with_every_token_twice)
+    crops = Crops(pieces_of(1000), length=64, transform=with_every_token_twice)
     assert sum(real_tokens(crop)[-1] == EOS for crop in epoch_of(crops, 0)) == 1
 
 
@@ -193,11 +193,11 @@ def keys_down(tokenizer, ids):
 
 def test_the_paper_s_augmentation_moves_by_three_semitones_and_stretches_by_a_twentieth(tokenizer, make_score):
     ids = np.array(tokenizer.encode(make_score(seconds=60), add_special_tokens=False), dtype=np.uint16)
-    augment, random = PaperAugmentation(tokenizer), np.random.default_rng(0)
+    augment, random = CropTransform(tokenizer, len(ids)), np.random.default_rng(0)
     seconds = tokenizer.token_seconds[ids].sum()
     semitones, stretches = set(), set()
     for _ in range(100):
-        augmented = augment(ids, random)
+        augmented = augment(ids, random, "")
         semitones.add(sum(keys_down(tokenizer, augmented)) / len(keys_down(tokenizer, ids)))
         stretches.add(round(tokenizer.token_seconds[augmented].sum() / seconds, 3))
     mean = sum(keys_down(tokenizer, ids)) / len(keys_down(tokenizer, ids))
@@ -208,14 +208,14 @@ def test_the_paper_s_augmentation_moves_by_three_semitones_and_stretches_by_a_tw
 def test_music_at_the_edges_of_the_pitch_range_keeps_its_pitch(tokenizer):
     tokens = ["Velocity_62", "NoteOn_0", "NoteOn_127", "TimeShift_100", "NoteOff_0", "NoteOff_127"]
     ids = np.array(tokenizer.convert_tokens_to_ids(tokens))
-    augment, random = PaperAugmentation(tokenizer), np.random.default_rng(0)
-    assert all(keys_down(tokenizer, augment(ids, random)) == [0, 127] for _ in range(20))
+    augment, random = CropTransform(tokenizer, len(ids)), np.random.default_rng(0)
+    assert all(keys_down(tokenizer, augment(ids, random, "")) == [0, 127] for _ in range(20))
 
 
 def test_crops_of_real_music_are_filled_after_augmentation(tokenizer, make_score):
     ids = tokenizer.encode(make_score(seconds=300), add_special_tokens=False)
     pieces = Dataset.from_dict({"name": ["long"], "input_ids": [[BOS, *ids, EOS]]}, features=FEATURES)
-    crops = Crops(pieces, length=256, augment=PaperAugmentation(tokenizer))
+    crops = Crops(pieces, length=256, transform=CropTransform(tokenizer, 256))
     assert all(len(real_tokens(crops[index])) == 256 for index in range(5 * len(crops)))
 
 

@@ -156,7 +156,7 @@ def test_augmentation_transposes_any_slice(make, scores, name, model):
     higher = tokenizer.augment(piece, 2)
     assert higher[[0, 1, -1]].tolist() == [piece[0], piece[1], piece[-1]]
     assert pitches(tokenizer.to_score(higher)) == [pitch + 2 for pitch in pitches(tokenizer.to_score(piece))]
-    # A vocabulary that is trained writes the new music as if it had heard it so.
+    # A trained vocabulary merges the new tokens in the same way.
     assert tokenizer.augment(higher, -2).tolist() == piece
     with pytest.raises(ValueError, match="semitones is 90"):
         tokenizer.augment(piece, 90)

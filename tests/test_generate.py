@@ -1,4 +1,4 @@
-"""The verb: flags in, files for each sample out; one line and exit code 2 for a mistake."""
+"""`generate.py` writes files for each sample, and ends with one line and exit code 2 after a mistake of the user."""
 
 import hashlib
 import inspect
@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 from symusic import Note, Score, Track
+from tiny_models import save_model
 
 import generate
 from evaluation.metrics import describe, score_to_arrays
 from evaluation.rendering import find_soundfont, key_name
-from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
+from modeling_music_tx import MusicTxForCausalLM
 from tokenization import MusicTxTokenizer, music_generation
 
 ROOT = Path(__file__).parents[1]
@@ -32,24 +33,7 @@ WINDOW = 64
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A model that has learned nothing, with its tokenizer."""
-    return save_model(tmp_path_factory.mktemp("model"), MusicTxTokenizer())
-
-
-def save_model(folder, tokenizer):
-    """Save a model that has learned nothing, with its tokenizer."""
-    torch.manual_seed(0)
-    config = MusicTxConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_relative_distance=32,
-        sliding_window=WINDOW,
-    )
-    MusicTxForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"), MusicTxTokenizer(), sliding_window=WINDOW)
 
 
 @pytest.fixture
@@ -107,10 +91,10 @@ def test_a_sample_is_a_midi_file_its_record_sound_and_picture_and_nothing_else_i
     assert written["samples/sample-1-1.mid"].startswith(b"MThd")
     assert written["samples/sample-1-1.wav"].startswith(b"RIFF")
     assert written["samples/sample-1-1.png"].startswith(b"\x89PNG")
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "samples/sample-1-1{.mid,.json,.png,.wav}"
-    assert "tokens/s" in said[-1]
-    assert "seconds of music per second" in said[-1]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "samples/sample-1-1{.mid,.json,.png,.wav}"
+    assert "tokens/s" in printed[-1]
+    assert "seconds of music per second" in printed[-1]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_music(run, tmp_path):
@@ -134,10 +118,10 @@ def test_the_record_says_how_to_make_the_same_bytes_again(run, prompt, model_fol
     assert record["weights"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     assert record["prompt"] == {"prompt.mid": hashlib.sha256(prompt.read_bytes()).hexdigest()}
     assert record["interrupted"] is False
-    # The MIDI file says all of it too, and is read as before by those who look for notes.
-    told = dict(text.split(": ", 1) for text in texts_of(tmp_path / "one" / "sample-1-2.mid"))
-    assert told["command"] == record["command"]
-    assert {name: json.loads(value) for name, value in told.items() if name != "command"} == {
+    # The MIDI file holds the same record, in text events.
+    metadata = dict(text.split(": ", 1) for text in texts_of(tmp_path / "one" / "sample-1-2.mid"))
+    assert metadata["command"] == record["command"]
+    assert {name: json.loads(value) for name, value in metadata.items() if name != "command"} == {
         name: value for name, value in record.items() if name != "command"
     }
 
@@ -150,10 +134,10 @@ def test_text_events_of_every_length_are_read_back_by_another_library(tmp_path, 
     texts = ["", "a", "b" * 127, "c" * 128, "d" * 16_383, "Žofie"]
     midi = make_score().dumps_midi()
     (tmp_path / "plain.mid").write_bytes(midi)
-    (tmp_path / "told.mid").write_bytes(generate.with_texts(midi, texts))
-    # MIDI knows no encodings, and mido therefore none beyond Latin.
-    assert [text.encode("latin-1").decode() for text in texts_of(tmp_path / "told.mid")] == texts
-    assert notes_of(tmp_path / "told.mid") == notes_of(tmp_path / "plain.mid")
+    (tmp_path / "with_texts.mid").write_bytes(generate.with_texts(midi, texts))
+    # MIDI defines no text encoding; mido decodes Latin-1.
+    assert [text.encode("latin-1").decode() for text in texts_of(tmp_path / "with_texts.mid")] == texts
+    assert notes_of(tmp_path / "with_texts.mid") == notes_of(tmp_path / "plain.mid")
 
 
 @pytest.mark.usefixtures("no_sound")
@@ -181,7 +165,7 @@ def test_a_prompt_is_played_first_and_then_continued(run, prompt, tmp_path):
     tokenizer.to_score(tokenizer.encode(prompt)).dump_midi(tmp_path / "whole.mid")
 
     whole, made = notes_of(tmp_path / "whole.mid"), notes_of(tmp_path / "samples" / "sample-1-1.mid")
-    # What had ended within the prompt is there as it was; what still sounded may end anew.
+    # Notes that ended within the prompt are unchanged; notes that still sounded may end later.
     assert [note for note in whole if note[1] <= 500] == [note for note in made if note in whole and note[1] <= 500]
     assert [note[0::2] for note in made if note[0] < 480] == [note[0::2] for note in whole if note[0] < 480]
     assert 6 < describe(Score(tmp_path / "samples" / "sample-1-1.mid"))["seconds"] < 8
@@ -235,9 +219,9 @@ def test_the_picture_knows_how_long_the_prompt_was(run, prompt, monkeypatch):
 def test_without_a_soundfont_midi_and_picture_are_written_and_a_line_says_how_to_get_sound(run, tmp_path, capsys):
     run()
     assert set(files(tmp_path)) == {f"samples/sample-1-1.{kind}" for kind in ("mid", "json", "png")}
-    said = capsys.readouterr()
-    assert said.out.splitlines()[0] == "samples/sample-1-1{.mid,.json,.png}"
-    (line,) = [line for line in said.err.splitlines() if line.startswith("No sound")]
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "samples/sample-1-1{.mid,.json,.png}"
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("No sound")]
     assert "pip install" in line
 
 
@@ -336,7 +320,7 @@ def test_a_model_of_another_encoding_continues_music_and_refuses_what_only_a_gra
     run, prompt, tmp_path, no_sound, capsys
 ):
     tokenizer = MusicTxTokenizer.from_pretrained(ROOT / "tests" / "saved_tokenizer_0_1" / "remi_bpe")
-    folder = save_model(tmp_path / "remi", tokenizer)
+    folder = save_model(tmp_path / "remi", tokenizer, sliding_window=WINDOW)
     run("--model", folder, "--prompt", prompt, "--num_samples", 2, "--formats")
     first, second = (Score(tmp_path / "samples" / f"sample-1-{number}.mid") for number in (1, 2))
     assert first != second
@@ -365,12 +349,12 @@ def test_the_notes_streamed_are_those_of_the_file(run, prompt, tmp_path, capsys,
     streamed = re.findall(r"^ *([\d.]+) s  (\S+) +velocity +(\d+) +([\d.]+) s$", capsys.readouterr().out, re.MULTILINE)
     written = notes_of(tmp_path / "samples" / "sample-1-1.mid")
     expected = {(start, end - start, key_name(pitch), velocity) for start, end, pitch, velocity in written}
-    heard = {(round(100 * float(s)), round(100 * float(d)), name, int(v)) for s, name, v, d in streamed}
-    assert len(heard) > 3
+    notes = {(round(100 * float(s)), round(100 * float(d)), name, int(v)) for s, name, v, d in streamed}
+    assert len(notes) > 3
     # The file has the notes of the prompt, too.
-    assert heard <= expected
+    assert notes <= expected
     prompt_end = 100 * (prompt_seconds or 0)
-    assert {note for note in expected if note[0] > prompt_end} <= heard
+    assert {note for note in expected if note[0] > prompt_end} <= notes
 
 
 @pytest.fixture
@@ -425,7 +409,7 @@ def test_ctrl_c_keeps_what_there_is_so_far(run, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_sound")
 def test_a_second_ctrl_c_stops_at_once_and_leaves_whole_files_or_none(run, tmp_path, monkeypatch):
-    def draw(score, path, *options):
+    def draw(score, path, **options):
         Path(path).write_bytes(b"half a picture")
         signal.raise_signal(signal.SIGINT)
 
@@ -443,16 +427,16 @@ def test_a_sample_with_too_many_tokens_is_cut_and_reported(run, capsys, monkeypa
     monkeypatch.setattr(music_generation, "SPARE_TOKENS", 0)
     monkeypatch.setattr(music_generation, "TOKENS_PER_SECOND", 2)
     run(seconds=60)
-    said = capsys.readouterr()
-    assert "sample-1-1 was cut at 120 tokens" in said.err
-    assert "120 tokens" in said.out.splitlines()[-1]
+    printed = capsys.readouterr()
+    assert "sample-1-1 was cut at 120 tokens" in printed.err
+    assert "120 tokens" in printed.out.splitlines()[-1]
 
 
 def refused(capsys, folder):
-    """Returns what was said, once it is sure that it was one line and that the folder is as empty as before."""
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    """Return the error message, after checking that it is one line and that no file was written."""
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
     assert set(files(folder)) <= {"prompt.mid", "in_the_way"}
     return line
 
@@ -622,9 +606,9 @@ def test_a_reader_that_leaves_ends_the_music_without_a_traceback(model_folder, t
     )
     assert "velocity" in process.stdout.readline()
     process.stdout.close()
-    said = process.stderr.read()
+    printed = process.stderr.read()
     assert process.wait() == 130
-    assert "Error" not in said
+    assert "Error" not in printed
     (record,) = tmp_path.glob("*.json")
     assert json.loads(record.read_text())["interrupted"] is True
 

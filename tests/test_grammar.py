@@ -1,4 +1,4 @@
-"""The grammar lets through whatever the tokenizer writes, and nothing that it would not write."""
+"""The grammar allows exactly the sequences that the tokenizer writes."""
 
 from itertools import pairwise
 
@@ -34,7 +34,7 @@ def choice(grammar: MusicGrammar, music: str) -> list[str]:
 
 
 def sample(grammar: MusicGrammar, sequences: torch.Tensor, length: int, spread: float = 3.0) -> torch.Tensor:
-    """Draw tokens from random scores: a model that knows nothing."""
+    """Draw tokens from random scores, as from an untrained model."""
     for _ in range(length):
         scores = grammar(sequences, spread * torch.randn(len(sequences), V))
         sequences = torch.cat([sequences, torch.multinomial(scores.softmax(-1), 1)], dim=1)
@@ -42,7 +42,7 @@ def sample(grammar: MusicGrammar, sequences: torch.Tensor, length: int, spread: 
 
 
 def faults(sequence, max_polyphony=128, max_note_steps=10**9, keys=range(128)) -> list[str]:
-    """What is wrong with a piece from its BOS on: the rules once more, read one token at a time."""
+    """The violations of a piece from BOS on, by a second implementation of the rules, token by token."""
     tokens = [TOKENS[i] for i in sequence]
     found, struck, velocity, now, note = [], {}, None, 0, ()
     for last, token in pairwise(tokens[tokens.index("BOS") :]):
@@ -81,9 +81,9 @@ CHORD = f"{NOTE} NoteOn_64 NoteOn_67 TimeShift_100"
         ("BOS", "Velocity_2 Velocity_126", "NoteOn_60 NoteOff_60 TimeShift_1 EOS PAD"),
         ("BOS Velocity_62", "NoteOn_0 NoteOn_127", "Velocity_66 NoteOff_60 TimeShift_1 EOS"),
         (NOTE, "TimeShift_1 TimeShift_100 NoteOn_61 Velocity_2", "NoteOff_60 NoteOn_60 EOS"),
-        # A key sounds until its NoteOff, a velocity is said when it changes.
+        # A key sounds until its NoteOff; a velocity is written when it changes.
         (f"{NOTE} TimeShift_9", "NoteOff_60 NoteOn_61 Velocity_66", "NoteOn_60 NoteOff_61 Velocity_62 EOS"),
-        # Only the longest shift may go on.
+        # Only the longest shift may be followed by another.
         (f"{NOTE} TimeShift_99", "NoteOff_60 NoteOn_59", "TimeShift_1 TimeShift_100"),
         (f"{NOTE} TimeShift_100", "TimeShift_1 TimeShift_100 NoteOff_60", "EOS"),
         # Keys ascend within a step, velocities or not, and NoteOffs come before NoteOns.
@@ -309,18 +309,18 @@ def test_rows_may_change_places_as_beams_do(pieces):
 
 def test_a_token_costs_the_same_however_long_the_sequence_and_wherever_its_row_goes(pieces, monkeypatch):
     rows = torch.tensor([piece[:400] for piece in pieces])
-    heard = []
+    calls = []
     advance = GrammarState.advance
-    monkeypatch.setattr(GrammarState, "advance", lambda state, *event: (heard.append(event), advance(state, *event)))
+    monkeypatch.setattr(GrammarState, "advance", lambda state, *event: (calls.append(event), advance(state, *event)))
     rules = [MusicGrammar(TOKENIZER, **PIANO), MaxSeconds(TOKENIZER, 9.0, 1)]
     for rule in rules:
         rule(rows[:, :300], torch.zeros(len(rows), V))
-    heard.clear()
+    calls.clear()
     for t in range(301, 400):
         rows = rows[torch.randint(len(rows), (len(rows),))]
         for rule in rules:
             rule(rows[:, :t], torch.zeros(len(rows), V))
-    assert len(heard) == 99 * len(rows)
+    assert len(calls) == 99 * len(rows)
     assert rules[1](rows, None).tolist() == MaxSeconds(TOKENIZER, 9.0, 1)(rows, None).tolist()
 
 
@@ -394,7 +394,7 @@ def test_generate_writes_well_formed_music_for_a_padded_batch(model, pieces, how
     torch.manual_seed(0)
     prompts = TOKENIZER.pad({"input_ids": [pieces[0][:50], [BOS], pieces[1][:23]]}, return_tensors="pt")
     if how.pop("compiled", False):
-        # Of the compiler the grammar sees nothing; what it sees are the ids as `generate` keeps them then.
+        # The grammar is not compiled; it gets the ids in the form in which a compiled `generate` keeps them.
         how["compile_config"] = CompileConfig(backend="eager")
         how["compile_config"]._compile_all_devices = True
     grammar = MusicGrammar(TOKENIZER)

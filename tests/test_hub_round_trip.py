@@ -1,4 +1,4 @@
-"""There and back: published over HTTP, loaded by a stranger who has none of our packages, and what their code does."""
+"""A model published over HTTP loads and runs where none of these packages is installed."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from symusic import Score
 from test_card import BLOCK_PACKAGES, FACTS
 from test_card import write as write_card
 from test_publish import run_publish
+from tiny_models import save_model
 
-from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
+from modeling_music_tx import MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -71,20 +72,15 @@ def run(code, environment, folder, blocked=True, **names):
     command = [sys.executable, "-P", "-c", "\n".join(lines)]
     process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert TOKEN not in process.stdout + process.stderr
-    said = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 and process.stdout else None
-    return said, process
+    result = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 and process.stdout else None
+    return result, process
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small untrained model with its tokenizer and card, as a training and `hub.card` leave them."""
-    folder = tmp_path_factory.mktemp("runs") / "nocturne"
-    torch.manual_seed(0)
-    tokenizer = MusicTxTokenizer()
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = MusicTxConfig(vocab_size=len(tokenizer), max_relative_distance=16, initializer_range=0.2, **sizes)
-    MusicTxForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    fields = {"num_hidden_layers": 2, "max_relative_distance": 16, "initializer_range": 0.2}
+    folder = save_model(tmp_path_factory.mktemp("runs") / "nocturne", MusicTxTokenizer(), **fields)
     assert write_card(folder, FACTS) == 0
     return folder
 
@@ -107,20 +103,20 @@ def published(hub, folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stranger(hub, tmp_path_factory):
+def visitor(hub, tmp_path_factory):
     """A folder far from the checkout and the environment of one who has neither our packages nor a token."""
-    folder = tmp_path_factory.mktemp("stranger")
+    folder = tmp_path_factory.mktemp("visitor")
     environment = hub.environment(folder / "home")
     del environment["HF_TOKEN"]
     return folder, environment
 
 
 @pytest.fixture(scope="module")
-def loaded(published, stranger):
-    """What the stranger makes of the repository, by its id."""
-    said, process = run(LOAD, stranger[1], stranger[0], repository="someone/nocturne", revision="main")
+def loaded(published, visitor):
+    """What a process without the packages reports after loading the repository."""
+    result, process = run(LOAD, visitor[1], visitor[0], repository="someone/nocturne", revision="main")
     assert process.returncode == 0, process.stderr
-    return said
+    return result
 
 
 def expected(folder):
@@ -148,34 +144,34 @@ def test_a_stranger_loads_it_by_its_name_and_hears_the_same(loaded, folder):
     assert loaded == expected(folder)
 
 
-def test_a_tag_and_the_id_of_a_commit_pin_weights_and_code(published, folder, stranger, hub):
+def test_a_tag_and_the_id_of_a_commit_pin_weights_and_code(published, folder, visitor, hub):
     first = published.sha("v1")
     broken = published.files() | {"modeling_music_tx.py": b"raise SystemExit('changed code')", "config.json": b"{}"}
     later = published.commit("main", broken)
     for revision in ("v1", first):
-        said, process = run(LOAD, stranger[1], stranger[0], repository="someone/nocturne", revision=revision)
+        result, process = run(LOAD, visitor[1], visitor[0], repository="someone/nocturne", revision=revision)
         assert process.returncode == 0, process.stderr
-        assert said == expected(folder)
+        assert result == expected(folder)
     assert later != first
     published.names["main"] = first
 
 
-def test_what_was_loaded_once_loads_without_a_network(loaded, stranger, hub):
+def test_what_was_loaded_once_loads_without_a_network(loaded, visitor, hub):
     before = len(hub.requests)
-    environment = stranger[1] | {"HF_HUB_OFFLINE": "1"}
-    said, process = run(LOAD, environment, stranger[0], repository="someone/nocturne", revision="main")
+    environment = visitor[1] | {"HF_HUB_OFFLINE": "1"}
+    result, process = run(LOAD, environment, visitor[0], repository="someone/nocturne", revision="main")
     assert process.returncode == 0, process.stderr
-    assert said == loaded
+    assert result == loaded
     assert len(hub.requests) == before
 
 
-def test_the_pipeline_plays_from_the_repository_alone(published, stranger):
-    _, process = run(PIPELINE, stranger[1], stranger[0], repository="someone/nocturne")
+def test_the_pipeline_plays_from_the_repository_alone(published, visitor):
+    _, process = run(PIPELINE, visitor[1], visitor[0], repository="someone/nocturne")
     assert process.returncode == 0, process.stderr
-    assert Score(stranger[0] / "piece.mid").note_num() > 0
+    assert Score(visitor[0] / "piece.mid").note_num() > 0
 
 
-def test_model_and_tokenizer_pushed_by_themselves_make_a_repository_too(hub, folder, stranger, tmp_path):
+def test_model_and_tokenizer_pushed_by_themselves_make_a_repository_too(hub, folder, visitor, tmp_path):
     environment = hub.environment(tmp_path)
     _, process = run(PUSH, environment, tmp_path, blocked=False, saved=str(folder))
     assert process.returncode == 0, process.stderr
@@ -183,11 +179,11 @@ def test_model_and_tokenizer_pushed_by_themselves_make_a_repository_too(hub, fol
     # Pushed twice: the second time nothing was new.
     assert hub.count("/api/models/someone/pushed/commit/") == 2
     names = {"repository": "someone/pushed", "revision": "main"}
-    said, process = run(LOAD, environment, tmp_path, **names)
+    result, process = run(LOAD, environment, tmp_path, **names)
     assert process.returncode == 0, process.stderr
-    assert said == expected(folder)
-    said, process = run(LOAD, stranger[1], stranger[0], **names)
-    assert said is None
+    assert result == expected(folder)
+    result, process = run(LOAD, visitor[1], visitor[0], **names)
+    assert result is None
     assert "private or gated repo" in process.stderr
 
 

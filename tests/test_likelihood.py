@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from tiny_models import make_model
 from torch.utils.data import Subset
 
 from corpus.dataset import EvaluationWindows
@@ -84,7 +85,7 @@ def test_without_context_the_windows_are_those_of_the_corpus(pieces):
     assert len(ours) == len(theirs)
     for index in range(len(theirs)):
         assert ours[index]["input_ids"].tolist() == theirs[index]["input_ids"].tolist()
-        # The first label is never asked for.
+        # The first label is not used.
         assert ours[index]["labels"][1:].tolist() == theirs[index]["labels"][1:].tolist()
 
 
@@ -105,7 +106,7 @@ def test_every_token_but_the_first_is_predicted_once_with_the_context_before_it(
 
 def test_a_longer_context_is_of_use_to_a_model_that_looks_back():
     class Copyist(torch.nn.Linear):
-        """Knows a token if it has seen it eight places earlier."""
+        """A model that predicts the token eight places earlier."""
 
         def forward(self, input_ids, use_cache):
             logits = torch.zeros(*input_ids.shape, 30)
@@ -175,9 +176,7 @@ def folders(make_score, tmp_path):
     split = datasets.Dataset.from_list(rows, features=features)
     datasets.DatasetDict(train=split, validation=split, test=split).save_to_disk(tmp_path / "corpus")
     tokenizer.save_pretrained(tmp_path / "corpus" / "tokenizer")
-    torch.manual_seed(0)
-    config = MusicTxConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    MusicTxForCausalLM(config).save_pretrained(tmp_path / "model")
+    make_model(tokenizer).save_pretrained(tmp_path / "model")
     yield tmp_path, sum(len(row["input_ids"]) - 1 for row in rows)
     # The accelerator would stay as it is for the tests to come.
     AcceleratorState._reset_state()

@@ -19,7 +19,7 @@ def ids(music: str) -> list[int]:
 
 
 def arrive(streamer: MidiStreamer, sequence, prompt_length: int):
-    """Let a sequence arrive as `generate` hands it over: the prompt, then token by token."""
+    """Pass a sequence to the streamer as `generate` does: the prompt, then token by token."""
     sequence = torch.as_tensor(sequence)
     streamer.put(sequence[None, :prompt_length])
     for i in sequence[prompt_length:]:

@@ -1,4 +1,4 @@
-"""The model is one function of its ids, whichever way it is computed: backend, cache, padding, chunks, window."""
+"""The logits are the same for every backend, cache, padding, chunk size and window."""
 
 import json
 import logging
@@ -222,7 +222,7 @@ def test_packed_sequences_do_not_see_each_other(implementation, ids):
 
 @pytest.fixture
 def compile_whole():
-    """Compiles without a graph break, down to the operators but not to machine code, which takes its time."""
+    """Compile without a graph break, to operators but not to machine code, which is slow."""
     torch.compiler.reset()
     yield lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
     torch.compiler.reset()

@@ -4,7 +4,7 @@ import pytest
 from tiny_training import SHAPE
 
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
-from training.optimizers import learning_rate, make_optimizers
+from training.optimizers import make_optimizers, schedule
 from training.recipe import Recipe
 
 
@@ -21,8 +21,8 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():
-    recipe = Recipe("", "", learning_rate=1.0, warmup_steps=4, max_steps=20, decay_fraction=0.5)
-    rates = [learning_rate(step, recipe) for step in range(21)]
+    recipe = Recipe("", "", warmup_steps=4, max_steps=20, decay_fraction=0.5)
+    rates = [schedule(step, recipe) for step in range(21)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4:11] == [1.0] * 7
     assert rates[11:] == pytest.approx([0.1 * left for left in range(9, -1, -1)])
@@ -30,5 +30,5 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
 
 def test_a_longer_run_has_the_same_learning_rate_until_the_shorter_one_decays():
     short, long = (Recipe("", "", max_steps=steps, warmup_steps=10, decay_fraction=0.4) for steps in (100, 200))
-    assert all(learning_rate(step, short) == learning_rate(step, long) for step in range(61))
-    assert learning_rate(61, short) < learning_rate(61, long)
+    assert all(schedule(step, short) == schedule(step, long) for step in range(61))
+    assert schedule(61, short) < schedule(61, long)

@@ -29,7 +29,7 @@ TOKENIZER = MusicTxTokenizer()
 
 @pytest.fixture(scope="module")
 def pieces(make_score):
-    """Eight training pieces of half a minute, as their tokens tell them."""
+    """Eight training pieces of half a minute, as decoded from their tokens."""
     return {
         f"{seed}.mid": read_line(TOKENIZER.to_score(TOKENIZER.encode(make_score(seed, seconds=30.0))))
         for seed in range(8)
@@ -152,10 +152,10 @@ def test_a_tremolo_is_no_copy_of_another_but_what_is_copied_beside_it_is_found(p
     ],
     ids=["trill", "trill with a slip", "repeated chord", "chromatic scale", "arpeggios"],
 )
-def test_a_figure_counts_no_longer_than_it_takes_to_be_heard(pitch, counted):
-    heard = is_figuration(melody(pitch))
-    assert heard[counted:].all()
-    assert not heard[:9].any()
+def test_a_figuration_counts_only_until_it_is_recognised(pitch, counted):
+    marked = is_figuration(melody(pitch))
+    assert marked[counted:].all()
+    assert not marked[:9].any()
 
 
 def test_music_is_not_a_figure(pieces):

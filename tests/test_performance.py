@@ -1,4 +1,4 @@
-"""Notes to events and back, held against plain Python loops and exact fractions."""
+"""Notes to events and back, compared with plain Python loops and exact fractions."""
 
 import random
 from fractions import Fraction
@@ -87,7 +87,7 @@ def sounding_notes(score):
 
 
 def plain_pairs(score):
-    """Encode a score by plain loops, as the module's docstring says it."""
+    """Encode a score by plain loops, following the docstring of the module."""
 
     def step(seconds):
         return int(seconds * 100 + Fraction(1, 2))
@@ -277,11 +277,11 @@ def test_time_passes_in_as_few_events_as_possible():
     assert shifts == [1, 100, 100, 50, 100]
 
 
-def test_a_velocity_is_said_only_when_it_changes():
+def test_a_velocity_is_written_only_when_it_changes():
     score = piano((0, 10, 60), (10, 20, 62), (20, 30, 64))
     score.tracks[0].notes[2].velocity = 65
-    said = [value for kind, value in pairs(encode(score)) if kind == VELOCITY]
-    assert said == [15, 16]
+    velocities = [value for kind, value in pairs(encode(score)) if kind == VELOCITY]
+    assert velocities == [15, 16]
 
 
 def test_reading_leaves_the_score_as_it_was(make_score):

@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from miditok import TSD
 from symusic import Score
+from tiny_models import make_model
 from transformers import Trainer, TrainingArguments, pipeline, set_seed
 
-from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
+from modeling_music_tx import MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 from tokenization.grammar import MusicGrammar
 from tokenization.music_generation import piano_logits_processors
@@ -24,18 +24,7 @@ WINDOW = 48
 @pytest.fixture(scope="module")
 def midi():
     """A pipeline around a model that has learned nothing."""
-    torch.manual_seed(0)
-    model = MusicTxForCausalLM(
-        MusicTxConfig(
-            vocab_size=len(TOKENIZER),
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_relative_distance=32,
-            sliding_window=WINDOW,
-        )
-    )
+    model = make_model(TOKENIZER, sliding_window=WINDOW)
     return MidiGenerationPipeline(model=model, tokenizer=MusicTxTokenizer(), device="cpu", do_sample=True)
 
 
@@ -120,8 +109,7 @@ def test_an_ending_comes_to_rest_near_its_length(midi):
 
 def test_a_model_of_another_encoding_continues_music_too_without_rules():
     tokenizer = MusicTxTokenizer.from_miditok(TSD())
-    config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1)
-    midi = MidiGenerationPipeline(model=MusicTxForCausalLM(config), tokenizer=tokenizer, device="cpu", do_sample=True)
+    midi = MidiGenerationPipeline(model=make_model(tokenizer), tokenizer=tokenizer, device="cpu", do_sample=True)
     piece = tokenizer.to_score(tokenizer.convert_tokens_to_ids(["Pitch_60", "Velocity_63", "Duration_1.0.8"]))
     assert piano_logits_processors(tokenizer) == []
     set_seed(1)

@@ -1,4 +1,4 @@
-"""Publishing: what is refused before it is sent, what arrives, and what is said when the Hub says no."""
+"""Publishing checks a folder before the upload, sends what belongs to a model, and reports refusals in one line."""
 
 import json
 import socket

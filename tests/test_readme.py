@@ -7,6 +7,7 @@ new block is therefore run as it stands until someone decides otherwise.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny_models import save_model
 
-from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MusicTxTokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/library.md")}
 
-# What the README says -> what is run here: the same things, small.
+# Replacements that make the commands of the pages small.
 TINY = {
     "recipes/maestro_small.yaml": "recipes/maestro_small.yaml --sequence_length 32 --max_steps 2"
     " --hidden_size 32 --num_hidden_layers 1 --mixed_precision no",
@@ -41,6 +42,33 @@ SHOWN_ONLY = {
     "python -m hub.publish": "it sends; test_publish.py runs it against a Hub on this machine",
     "bibtex": "a citation",
 }
+
+# A process that runs each command in a fork of its own. It has imported the packages of other projects, which takes
+# longer than most commands do, and none of this one.
+FORKING = """
+import json, os, runpy, sys
+import accelerate, datasets, matplotlib.figure, miditok, symusic, torch, transformers.pipelines
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizer
+
+sys.path.insert(0, os.getcwd())
+for line in sys.stdin:
+    arguments, output = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        output = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1), os.dup2(output, 2)
+        if arguments[0] == "-c":
+            exec(arguments[1], {"__name__": "__main__"})
+        elif arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            runpy.run_path(arguments[0], run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 def blocks():
@@ -72,12 +100,8 @@ def checkout(tmp_path_factory, make_score):
     for room in ("modeling_music_tx", "tokenization", "corpus", "evaluation", "training", "hub", "recipes"):
         shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
 
-    shipped = checkout / "checkpoints" / "maestro-small"
-    tokenizer = MusicTxTokenizer()
-    config = MusicTxConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)
     # As in the repository, without the pipeline's code.
-    MusicTxForCausalLM(config).save_pretrained(shipped)
-    tokenizer.save_pretrained(shipped)
+    shipped = save_model(checkout / "checkpoints" / "maestro-small", MusicTxTokenizer())
     settings = json.loads((shipped / "config.json").read_text())
     del settings["custom_pipelines"]
     (shipped / "config.json").write_text(json.dumps(settings))
@@ -112,25 +136,53 @@ def write_facts(path):
     path.write_text(json.dumps(facts | {"statistics": {"notes": {"model": 1, "validation": 2}}}))
 
 
+@pytest.fixture(scope="module")
+def environment(checkout):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "HF_HOME": str(checkout / "cache"), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def run_python(checkout, environment):
+    """Run Python with some arguments in the checkout; returns the exit code and the output."""
+    command = [sys.executable, "-P", "-c", FORKING]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=checkout, env=environment, text=True, **pipes) as process:
+
+        def run_python(*arguments):
+            print(json.dumps([arguments, str(checkout / "output.txt")]), file=process.stdin, flush=True)
+            return int(process.stdout.readline()), (checkout / "output.txt").read_text()
+
+        yield run_python
+        process.stdin.close()
+
+
+def words_of(command, folder):
+    """Split a command as a shell does, wildcards included."""
+    words = []
+    for word in shlex.split(command):
+        words += sorted(str(path.relative_to(folder)) for path in folder.glob(word)) if "*" in word else [word]
+    return words
+
+
 @pytest.mark.parametrize(("line", "language", "source"), RUN, ids=[line for line, *_ in RUN])
-def test_the_pages_run(checkout, line, language, source):
-    for said, tiny in TINY.items():
-        source = source.replace(said, tiny)
+def test_the_pages_run(checkout, environment, run_python, line, language, source):
+    for written, tiny in TINY.items():
+        source = source.replace(written, tiny)
     assert language in ("bash", "python"), f"{line}: no way to run {language or 'an unnamed language'}"
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HF_HOME": str(checkout / "cache"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = ["bash", "-c", source] if language == "bash" else [sys.executable, "-c", source]
-    run = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, f"{line}: {source}\n{run.stdout}\n{run.stderr}"
+    if language == "python":
+        code, output = run_python("-c", source)
+    elif source.startswith("python "):
+        code, output = run_python(*words_of(source, checkout)[1:])
+    else:
+        run = subprocess.run(["bash", "-c", source], cwd=checkout, env=environment, capture_output=True, text=True)
+        code, output = run.returncode, run.stdout + run.stderr
+    assert code == 0, f"{line}: {source}\n{output}"
 
 
 def test_no_tiny_setting_and_no_excuse_outlives_what_it_was_made_for():
     run = "\n".join(source for _, _, source in RUN)
-    assert [said for said in TINY if said not in run] == []
+    assert [written for written in TINY if written not in run] == []
     shown = [(language, source) for _, language, source in blocks() if is_shown_only(language, source)]
     used = {
         excuse

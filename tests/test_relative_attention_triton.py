@@ -64,7 +64,7 @@ def tiles(*sizes):
 
 
 def inputs(batch, heads, queries, keys, dim, distances, dtype=torch.float64):
-    """Random query, key, value and embeddings; in double precision they are what the others are judged by."""
+    """Random query, key, value and embeddings; in double precision they are the reference."""
     generator = torch.Generator().manual_seed(0)
     shapes = (
         (batch, heads, queries, dim),
@@ -246,7 +246,7 @@ def compare_interface(layout):
     masks = {"keys": torch.arange(keys, device=DEVICE) >= torch.tensor([[0], [3]], device=DEVICE), "pairs": pairs}
     offset = torch.tensor(keys - queries, device=DEVICE) if layout.get("offset") == "tensor" else keys - queries
     mask = masks.get(layout.get("attention_mask"))
-    # A mask of keys leaves the first queries nothing to see: padding, which is not looked at.
+    # A mask of keys leaves the first queries nothing to see: padding, which is not compared.
     first = 3 if layout.get("attention_mask") == "keys" else 0
 
     calls = []

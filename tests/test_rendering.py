@@ -1,4 +1,4 @@
-"""Sound that is where the notes are, at an even peak level; pictures that show each note in its place."""
+"""Audio has onsets where the notes begin and one peak level; pictures show each note in its place."""
 
 import io
 import struct
@@ -58,7 +58,7 @@ def bare_machine(monkeypatch, tmp_path):
     return folders
 
 
-def test_the_soundfont_asked_for_comes_first_then_the_environments_then_the_systems(
+def test_the_requested_soundfont_comes_first_then_the_environments_then_the_systems(
     bare_machine, monkeypatch, tmp_path
 ):
     assert find_soundfont() is None
@@ -69,12 +69,12 @@ def test_the_soundfont_asked_for_comes_first_then_the_environments_then_the_syst
     better.touch()
     assert find_soundfont() == better
 
-    of_environment, asked_for = tmp_path / "environment.sf2", tmp_path / "asked.sf2"
+    of_environment, requested = tmp_path / "environment.sf2", tmp_path / "requested.sf2"
     of_environment.touch()
-    asked_for.touch()
+    requested.touch()
     monkeypatch.setenv("SOUNDFONT", str(of_environment))
     assert find_soundfont() == of_environment
-    assert find_soundfont(asked_for) == asked_for
+    assert find_soundfont(requested) == requested
 
 
 def test_the_wheels_soundfont_is_found_without_importing_the_wheel(bare_machine, monkeypatch, tmp_path):
@@ -87,7 +87,7 @@ def test_the_wheels_soundfont_is_found_without_importing_the_wheel(bare_machine,
     assert find_soundfont() == tmp_path / "TimGM6mb.sf2"
 
 
-def test_a_soundfont_that_was_asked_for_and_is_missing_is_an_error_that_names_it(monkeypatch):
+def test_a_requested_soundfont_that_is_missing_is_an_error_that_names_it(monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"absent\.sf2"):
         find_soundfont("absent.sf2")
     monkeypatch.setenv("SOUNDFONT", "nowhere.sf2")
@@ -117,9 +117,9 @@ def test_the_onsets_heard_in_a_render_are_those_of_its_notes(soundfont):
     magnitude = np.log1p(100 * np.abs(np.fft.rfft(frames, axis=1)))
     rise = np.maximum(magnitude[2:] - magnitude[:-2], 0).sum(axis=1)
     steepest = np.lib.stride_tricks.sliding_window_view(np.pad(rise, 8), 17).max(axis=1)
-    heard = np.flatnonzero((rise == steepest) & (rise > 0.25 * rise.max()))
+    found = np.flatnonzero((rise == steepest) & (rise > 0.25 * rise.max()))
     # The middle of two frames that lie two hops apart, each four hops long.
-    np.testing.assert_allclose((heard + 3) * hop / rate, onsets, atol=0.025)
+    np.testing.assert_allclose((found + 3) * hop / rate, onsets, atol=0.025)
 
 
 def test_the_last_note_dies_away_before_the_sound_ends(soundfont):
@@ -227,7 +227,7 @@ def test_when_the_music_comes_late_the_port_waits_and_says_so(instrument, monkey
     (late, *_) = port.close()
     assert late >= 0.35
     (_, off, _), (_, on, _) = instrument[1:3]
-    # What follows keeps its distance instead of hurrying after.
+    # The events after it keep their distances.
     assert on - off >= 0.28
 
 
@@ -296,7 +296,7 @@ def test_louder_notes_stand_out_more_from_the_paper(theme, direction):
         brightness.append(with_note[note, column, :3].mean())
     assert brightness == sorted(brightness, reverse=direction < 0)
     assert abs(brightness[0] - brightness[-1]) > 0.4
-    # Even the softest can be told from it.
+    # Even the softest note differs from it.
     assert abs(brightness[0] - without[0, 0, :3].mean()) > 0.1
 
 

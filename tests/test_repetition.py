@@ -1,4 +1,4 @@
-"""What goes round and round is led out of it; what pianists repeat is left alone."""
+"""The loop breaker ends loops and leaves the repetitions of real performances alone."""
 
 import pytest
 import torch

@@ -6,15 +6,15 @@ import re
 import datasets
 import numpy as np
 import pytest
-import torch
 from symusic import Score
+from tiny_models import save_model
 
 from evaluation import report
 from evaluation.metrics import score_to_arrays, tabulate
 from evaluation.page import facts_for_card, write_page
 from evaluation.sampling import excerpt_scores, sample_scores
 from hub.card import Facts
-from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
+from modeling_music_tx import MusicTxForCausalLM
 from tokenization import MusicGrammar, MusicTxTokenizer
 
 SECONDS = 4
@@ -22,14 +22,7 @@ SECONDS = 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = MusicTxTokenizer()
-    torch.manual_seed(0)
-    MusicTxForCausalLM(MusicTxConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)).save_pretrained(
-        folder
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"), MusicTxTokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +86,7 @@ def test_real_music_stands_beside_the_model_in_every_row(measured):
     assert list(measured["statistics"]) == ["model", "validation", "training"]
     assert list(measured["comparison"]) == ["model", "validation"]
     assert measured["comparison"]["model"].keys() == measured["comparison"]["validation"].keys()
-    overlaps = {label: its["pitch_mean"]["overlap"] for label, its in measured["comparison"].items()}
+    overlaps = {label: compared["pitch_mean"]["overlap"] for label, compared in measured["comparison"].items()}
     for value, low, high in overlaps.values():
         assert 0 <= low <= high <= 1
         assert 0 <= value <= 1
@@ -156,7 +149,7 @@ def test_excerpts_are_cut_at_the_token_that_reaches_the_time_and_all_notes_end_t
         assert notes.end == pytest.approx(np.minimum(whole.end[: len(notes.end)], end), abs=1e-4)
 
 
-def test_what_a_model_plays_is_well_formed_and_as_long_as_asked_for(model):
+def test_generated_pieces_are_well_formed_and_have_the_requested_length(model):
     tokenizer = MusicTxTokenizer()
     scores = sample_scores(MusicTxForCausalLM.from_pretrained(model), tokenizer, 3, SECONDS, seed=0, top_p=0.95)
     assert len(scores) == 3

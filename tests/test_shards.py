@@ -1,4 +1,4 @@
-"""A corpus that lies elsewhere: what is streamed is what was written, by shares, and goes on where it stopped."""
+"""A streamed corpus gives what was written, divides it among readers, and continues where a reader stopped."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""A training does what its recipe says, ends in a folder that loads, and survives whatever stops it."""
+"""A training follows its recipe, ends in a folder that loads, and survives signals and non-finite steps."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`docs/transformers.md` is true of the shipped model and of a tiny one without a window: its snippets run."""
+"""The snippets of `docs/transformers.md` run on the shipped model and on a tiny one without a window."""
 
 import re
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from tokenization import MusicTxTokenizer
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
 
-# What the page says -> what is run here: the graph is the same, and no compiler of C++ is needed.
+# Replacements in the snippets: the graph is the same, and no C++ compiler is needed.
 TINY = {
     "torch.compile(model, fullgraph=True)": 'torch.compile(model, fullgraph=True, backend="aot_eager")',
     "mode=None,": 'mode=None, backend="aot_eager",',
@@ -29,7 +29,7 @@ SNIPPETS = [
 
 
 def reason_to_skip(snippet):
-    """What a snippet says it needs and this machine has not, or None."""
+    """The requirement of a snippet that this machine lacks, or None."""
     if "# Needs a repository on the Hub" in snippet:
         return "test_hub_round_trip.py loads by revision from a Hub on this machine"
     if "# Needs a GPU" in snippet and not torch.cuda.is_available():
@@ -69,8 +69,8 @@ def reader(request, tmp_path_factory, make_score):
 def test_the_page_runs(reader, monkeypatch, line, snippet):
     if reason := reason_to_skip(snippet):
         pytest.skip(reason)
-    for said, tiny in TINY.items():
-        snippet = snippet.replace(said, tiny)
+    for written, tiny in TINY.items():
+        snippet = snippet.replace(written, tiny)
     folder, names = reader
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

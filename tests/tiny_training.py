@@ -54,7 +54,7 @@ def run(corpus, output_dir, *fields):
 
 
 def stopped(corpus, output_dir, *fields):
-    """Train in this process until it ends before its time, and return the exit code."""
+    """Start a training that ends early in this process, and return the exit code."""
     forget_the_last_run()
     try:
         return train.main(flags(corpus, output_dir, *fields))
@@ -90,7 +90,7 @@ def before_step(monkeypatch, number, action):
 
 
 def poison(monkeypatch, steps, spoil):
-    """Let something happen to the model before these steps."""
+    """Register a hook on the model for these steps only."""
     train_step = train.train_step
 
     def poisoned(accelerator, model, *arguments):

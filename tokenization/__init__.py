@@ -6,7 +6,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .midi_streamer import MidiStreamer
 from .music_generation import first_seconds, generate_music, piano_logits_processors
-from .performance_encoding import Performance
+from .performance_encoding import Performance, PerformanceWithControls
 from .pipeline_music_tx import TASK, MidiGenerationPipeline
 from .repetition import LoopBreaker
 from .tokenization_music_tx import MusicTxTokenizer
@@ -27,6 +27,7 @@ __all__ = [
     "MusicGrammar",
     "MusicTxTokenizer",
     "Performance",
+    "PerformanceWithControls",
     "first_seconds",
     "generate_music",
     "piano_logits_processors",

@@ -9,11 +9,12 @@ import numpy as np
 from miditok import BEAT, MMM, REMI, TSD, MIDILike, MusicTokenizer, PerTok, Structured
 
 from .chorales import Chorales
-from .performance_encoding import Performance
+from .performance_encoding import Performance, PerformanceWithControls
 
 # Encodings with one stream of tokens and one vocabulary, by the name in `miditok.json`.
 ENCODINGS = {
-    kind.__name__: kind for kind in (Performance, Chorales, BEAT, MIDILike, MMM, PerTok, REMI, Structured, TSD)
+    kind.__name__: kind
+    for kind in (Performance, PerformanceWithControls, Chorales, BEAT, MIDILike, MMM, PerTok, REMI, Structured, TSD)
 }
 
 # How the tokens that begin a note begin.

@@ -7,13 +7,15 @@ Shape letters: B batch, T tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
+from .controls import SEGMENT_STEPS, Controls
 from .performance import (
+    BEFORE,
     MAX_SHIFT_STEPS,
     NOTE_OFF,
     NOTE_ON,
@@ -31,8 +33,8 @@ TOKENS = {
     TIME_SHIFT: [f"TimeShift_{steps}" for steps in range(1, MAX_SHIFT_STEPS + 1)],
     VELOCITY: [f"Velocity_{velocity}" for velocity in VELOCITY_OF_BIN],
 }
-# Kinds of ids that are no events: BOS, EOS, and padding or other special tokens.
-BEGIN, END, NOTHING = -1, -2, -3
+# Kinds of ids that are no events: BOS, EOS or Infill_End, a control, Infill_Prefix, and padding or others.
+BEGIN, END, NOTHING, CONTROL, PREFIX = -1, -2, -3, -4, -5
 
 # Options of `MusicGrammar` for a piano, from MAESTRO: its range of keys; the length that 99.9% of its notes stay
 # below, pedal included, because a key that is never released could not be struck again; and the longest wait without
@@ -103,16 +105,23 @@ class GrammarState:
         prompt_time: Steps until the end of the prompt.
         onset: Step of the last NoteOn.
         velocity: The current velocity bin, or None.
+        segment: Segment of the last event since the end of the prompt, -1 before the first.
+        control: Attribute that the newest token states, or -1.
         down: Which keys sound, bool, `[128]`.
         struck: The step of the NoteOn of each sounding key, the oldest first.
+        new_tokens: Tokens since the end of the prompt.
+        sounding: Keys that sound at the beginning, where the music begins after Infill_Prefix.
         next_off, next_on: The lowest keys that a NoteOff and a NoteOn may still name in this step.
     """
 
-    def __init__(self):
+    def __init__(self, sounding: Sequence[int] = ()):
         self.kind, self.value, self.velocity = NOTHING, 0, None
         self.time = self.prompt_time = self.onset = self.next_off = self.next_on = 0
+        self.segment = self.control = -1
         self.down = np.zeros(NUM_PITCHES, dtype=bool)
-        self.struck = {}
+        self.down[list(sounding)] = True
+        self.struck = dict.fromkeys(sounding, BEFORE)
+        self.new_tokens, self.sounding = 0, sounding
 
     def copy(self) -> "GrammarState":
         """Return a copy that can be advanced on its own."""
@@ -124,13 +133,24 @@ class GrammarState:
         """Update the state by one token, whether the rules allow it or not.
 
         Args:
-            kind: A kind of event, BEGIN, END or NOTHING.
-            value: Its pitch, steps or velocity bin, else 0.
+            kind: A kind of event, BEGIN, END, CONTROL, PREFIX or NOTHING.
+            value: Its pitch, steps, velocity bin or attribute, else 0.
         """
+        if kind == NOTHING:
+            return
+        if kind == PREFIX:
+            # What came before is the music after a gap.
+            self.__init__(self.sounding)
+            return
+        self.control = value if kind == CONTROL else -1
+        if kind == CONTROL:
+            return
         if kind == TIME_SHIFT:
             self.time += value
             self.next_off = self.next_on = 0
-        elif kind == NOTE_ON:
+        else:
+            self.segment = (self.time - self.prompt_time) // SEGMENT_STEPS
+        if kind == NOTE_ON:
             self.down[value] = True
             self.struck.pop(value, None)
             self.struck[value] = self.onset = self.time
@@ -141,8 +161,6 @@ class GrammarState:
             self.next_off = value + 1
         elif kind == VELOCITY:
             self.velocity = value
-        elif kind == NOTHING:
-            return
         self.kind, self.value = kind, value
 
 
@@ -152,7 +170,8 @@ class MusicGrammar(LogitsProcessor):
     It allows what the tokenizer itself could have written: a NoteOff only of a sounding key, a NoteOn only of a silent
     one; within one step NoteOffs, then NoteOns, each by ascending pitch; a Velocity only if it changes the current one
     and a NoteOn can follow; no TimeShift directly after one shorter than the longest; BOS and PAD never; EOS only
-    after the NoteOff that leaves silence. A piece begins with a Velocity.
+    after the NoteOff that leaves silence. A piece begins with a Velocity. Controls stand before the first event of a
+    segment alone, each once and in their order.
 
     A prompt may be any slice of a piece: notes that it leaves open stay open, a NoteOff without its NoteOn is ignored,
     and keys not struck in it or in `before` count as silent. Rows may be padded on the left, reordered between calls
@@ -167,7 +186,9 @@ class MusicGrammar(LogitsProcessor):
         close_after_seconds: Seconds of music, without the prompt, after which no note begins; a rest shortly before
             ends the piece early. EOS follows when the sounding notes have ended, which `max_note_seconds` bounds.
         prompt_length: Length of the prompt in tokens with its padding, `input_ids.shape[1]`, for
-            `close_after_seconds`.
+            `close_after_seconds` and the segments of controls.
+        controls: What is wanted of the controls, by the names that `Controls` takes. A value that is given takes the
+            place of the first event of a segment, with the probability of all events together.
         before: For each prompt the ids before it that are not in `input_ids`, such as the beginning of a piece longer
             than the sliding window, so that keys which still sound are released too. Return sequences share one.
 
@@ -188,6 +209,7 @@ class MusicGrammar(LogitsProcessor):
         pitch_range: tuple[int, int] | None = None,
         close_after_seconds: float | None = None,
         prompt_length: int = 0,
+        controls: Mapping | None = None,
         before: Sequence[Sequence[int]] = ((),),
     ):
         spans = spans_of(tokenizer)
@@ -196,6 +218,9 @@ class MusicGrammar(LogitsProcessor):
         )
         self._pad, self._bos, self._eos = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
         self._events = events_of(tokenizer)
+        self._is_event = np.isin([kind for kind, _ in self._events], (NOTE_ON, NOTE_OFF, VELOCITY))  # [V]
+        self._controls = Controls(tokenizer.attributes, controls or {})
+        self._control_spans = tokenizer.control_spans
 
         self._low, self._high = pitch_range or (0, NUM_PITCHES - 1)
         if not 0 <= self._low <= self._high < NUM_PITCHES:
@@ -222,9 +247,10 @@ class MusicGrammar(LogitsProcessor):
         state = state.copy()
         for token in tokens[: max(self._prompt_length - start, 0)]:
             state.advance(*self._events[token])
-            state.prompt_time = state.time
+            state.prompt_time, state.segment, state.control = state.time, -1, -1
         for token in tokens[max(self._prompt_length - start, 0) :]:
             state.advance(*self._events[token])
+            state.new_tokens += 1
         return state
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -237,9 +263,17 @@ class MusicGrammar(LogitsProcessor):
         Returns:
             The scores, minus infinity where the grammar forbids a token.
         """
+        original = scores
         allowed = np.zeros(scores.shape, dtype=bool)
-        for row, state in zip(allowed, self._states(input_ids), strict=True):
+        given = []
+        for index, (row, state) in enumerate(zip(allowed, self._states(input_ids), strict=True)):
             self._allow(row, state)
+            if self._controls.stated:
+                given += ((index, *control) for control in self._state_controls(row, state))
+        for index, control, events in given:
+            # Otherwise the model's view of the control, not of the time, would decide whether an event comes now.
+            scores = scores.clone() if scores is original else scores
+            scores[index, control] = scores[index, events].logsumexp(-1)
         return torch.where(torch.from_numpy(allowed).to(scores.device), scores, -torch.inf)
 
     def _allow(self, row: np.ndarray, state: GrammarState):
@@ -253,7 +287,8 @@ class MusicGrammar(LogitsProcessor):
             row[self._pad] = True
             return
         # The longest shift, whether a key may go down, and below which key keys may come up.
-        shift = 0 if state.kind == TIME_SHIFT and state.value < MAX_SHIFT_STEPS else MAX_SHIFT_STEPS
+        is_short = state.kind == TIME_SHIFT and state.value < MAX_SHIFT_STEPS
+        shift = 0 if is_short or state.control >= 0 else MAX_SHIFT_STEPS
         on = self._max_polyphony is None or len(state.struck) < self._max_polyphony
         off = NUM_PITCHES
         closing = False
@@ -291,16 +326,44 @@ class MusicGrammar(LogitsProcessor):
             keys = slice(state.next_off, off)
             row[self._off][keys] = state.down[keys]
             row[self._shift.start : self._shift.start + max(shift, 0)] = True
-            row[self._eos] = state.kind == NOTE_OFF and not state.struck
+            row[self._eos] = state.kind == NOTE_OFF and not state.struck and state.control < 0
         if not row.any():
             # Only a malformed prompt leads here, such as a Velocity after the top key: allow the shortest shift.
             row[self._eos if closing and not state.struck else self._shift.start] = True
+
+    def _state_controls(self, row: np.ndarray, state: GrammarState) -> list[tuple[int, np.ndarray]]:
+        """Allow the controls at the first event of a segment, or demand one that is given.
+
+        Args:
+            row: The tokens that may come next without controls, bool, `[V]`; changed in place.
+            state: The state before them.
+
+        Returns:
+            If a control is demanded: its id, and the ids of the events that come after it. Else an empty list.
+        """
+        since = state.time - state.prompt_time
+        if state.kind in (VELOCITY, END) or (state.control < 0 and since // SEGMENT_STEPS <= state.segment):
+            return []
+        (events,) = np.nonzero(row[: len(self._is_event)] & self._is_event)
+        if len(events) == 0:
+            return []
+        for attribute in self._controls.stated:
+            value = self._controls.value(attribute, since)
+            if attribute <= state.control:
+                continue
+            span = self._control_spans[attribute]
+            if value is not None:
+                row[events] = False
+                row[span.start + value] = True
+                return [(span.start + value, events)]
+            row[span] = True
+        return []
 
     def violations(self, ids) -> list[int]:
         """Find the tokens of a finished sequence that the grammar would have masked.
 
         A sequence that does not begin with BOS is a slice of a piece: a key whose first event in it is a NoteOff was
-        sounding before. `close_after_seconds` is not checked.
+        sounding before. `close_after_seconds` is not checked, nor where the segments of controls begin.
 
         Args:
             ids: One sequence, `[T]`, padding at its ends allowed.
@@ -324,6 +387,9 @@ class MusicGrammar(LogitsProcessor):
             if position > music[0]:
                 row = np.zeros(len(self._events), dtype=bool)
                 self._allow(row, state)
+                if state.kind not in (VELOCITY, END) and (row & self._is_event).any():
+                    for span in self._control_spans[state.control + 1 :]:
+                        row[span] = True
                 if not row[ids[position]]:
                     wrong.append(position)
             state.advance(*events[position])
@@ -366,7 +432,7 @@ def events_of(tokenizer) -> list[tuple[int, int]]:
         tokenizer: A tokenizer of the Performance encoding.
 
     Returns:
-        The kind of each id, and its pitch, steps or velocity bin, else 0.
+        The kind of each id, and its pitch, steps, velocity bin or attribute, else 0.
 
     Raises:
         ValueError: If the vocabulary is another one.
@@ -376,6 +442,10 @@ def events_of(tokenizer) -> list[tuple[int, int]]:
     for kind, ids in spans_of(tokenizer).items():
         first = 1 if kind == TIME_SHIFT else 0
         events[ids] = [(kind, first + i) for i in range(ids.stop - ids.start)]
+    for attribute, ids in enumerate(tokenizer.control_spans):
+        events[ids] = [(CONTROL, attribute)] * (ids.stop - ids.start)
+    if tokenizer.infill_ids is not None:
+        events[tokenizer.infill_ids.prefix], events[tokenizer.infill_ids.end] = (PREFIX, 0), (END, 0)
     return events
 
 

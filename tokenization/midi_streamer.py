@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from .grammar import events_of
+from .grammar import PREFIX, events_of
 from .performance import DEFAULT_VELOCITY, NOTE_OFF, NOTE_ON, STEPS_PER_SECOND, TIME_SHIFT, VELOCITY, VELOCITY_OF_BIN
 
 
@@ -92,7 +92,10 @@ class MidiStreamer(BaseStreamer):
             raise ValueError(f"MidiStreamer follows one sequence, not {len(value)}; give one prompt for one sample.")
         for i in value.flatten().tolist():
             kind, number = self._events[i]
-            if kind == TIME_SHIFT:
+            if kind == PREFIX:
+                # What came before is the music after a gap.
+                self._begin()
+            elif kind == TIME_SHIFT:
                 self._step += number
             elif kind == VELOCITY:
                 self._velocity = int(VELOCITY_OF_BIN[number])

@@ -1,4 +1,4 @@
-"""The one function that generates music: from nothing or from a prompt, well-formed, and as long as asked.
+"""The one function that generates music: from nothing, from a prompt or into a gap, and well-formed.
 
 `generate_music` wraps `model.generate` with what music needs beside it: the token budget, the sliding window, the
 grammar and the loop breaker, the stop by seconds, endings, and one forward pass over the prompt for all samples.
@@ -8,14 +8,15 @@ Shape letters: B prompts, T tokens.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor
 
 from .grammar import PIANO, MaxSeconds, MusicGrammar
-from .performance import STEPS_PER_SECOND
+from .infill_grammar import Gap, InfillGrammar
+from .performance import NUM_PITCHES, STEPS_PER_SECOND
 from .repetition import LoopBreaker
 
 # MAESTRO averages 40 tokens per second, 116 in its busiest half minute: a sample that needs more has gone wrong.
@@ -37,13 +38,15 @@ def generate_music(
     seconds: float | None = 30.0,
     num_samples: int = 1,
     ending: bool = False,
+    infill: tuple[float, float] | None = None,
+    controls: Mapping | None = None,
     grammar: dict | None = None,
     streamer=None,
     should_stop: Callable[[], bool] | None = None,
     max_batch_size: int = MAX_BATCH_SIZE,
     **generate_kwargs,
 ) -> list[np.ndarray]:
-    """Continue a prompt, or generate from nothing.
+    """Continue a prompt, generate from nothing, or fill a gap.
 
     Args:
         model: A causal language model over the tokenizer's ids.
@@ -52,9 +55,13 @@ def generate_music(
             alone. A prompt longer than the model's sliding window is part of the result, but the model sees only its
             end.
         seconds: Seconds of music to generate after the prompt; None to stop at EOS or `max_new_tokens` alone, as for
-            encodings whose tokens do not tell seconds.
+            encodings whose tokens have no duration.
         num_samples: Continuations of each prompt.
         ending: End the music within a few seconds after `seconds`, rather than cut it there.
+        infill: First and last second of a gap in the piece `prompt_ids`, whose music is generated anew; `seconds` does
+            not count then. Notes that sound across an edge of the gap are kept.
+        controls: What is wanted of the controls, as for `Controls`: `{"density": 6, "composer": "Chopin"}`. Time is
+            counted from the end of the prompt, or from the beginning of the gap. None for a model that knows none.
         grammar: Options of `MusicGrammar` that differ from `PIANO`; for the Performance encoding only.
         streamer: As for `generate`; with more samples than `max_batch_size`, it sees one batch after the other.
         should_stop: Called after every token; generation ends when it returns True.
@@ -63,14 +70,23 @@ def generate_music(
 
     Returns:
         The ids of each sample, `[T]`, prompt included and without padding: the samples of the first prompt, then those
-        of the second. If `should_stop` ended the generation, samples that were not begun are missing.
+        of the second. If `should_stop` ended the generation, samples that were not begun are missing. With `infill`
+        the ids of the whole piece, from BOS to EOS.
 
     Raises:
         ValueError: An option is out of range, or the encoding does not support it.
     """
+    window, gap = getattr(model.config, "sliding_window", None), None
+    if infill is not None:
+        if prompt_ids is None or (np.ndim(prompt_ids) > 1 and len(prompt_ids) > 1):
+            raise ValueError(f"infill {infill} needs one piece as the prompt.")
+        if ending:
+            raise ValueError(f"infill {infill} and ending: a gap ends where the rest of the piece begins.")
+        gap = Gap(np.asarray(prompt_ids).reshape(-1), tokenizer, *infill, window)
+        prompt_ids, seconds = gap.prompt, None
     prompt = torch.as_tensor(np.array([tokenizer.bos_token_id]) if prompt_ids is None else prompt_ids)
     prompt = prompt.long().reshape(-1, prompt.shape[-1])  # [B, T]
-    window = getattr(model.config, "sliding_window", None) or prompt.shape[1]
+    window = window or prompt.shape[1]
     before, seen = prompt[:, :-window], prompt[:, -window:].to(model.device)
     length = seen.shape[1]
     inputs = {"input_ids": seen, "attention_mask": (seen != tokenizer.pad_token_id).long()}
@@ -88,10 +104,17 @@ def generate_music(
         generate_kwargs.setdefault("max_new_tokens", SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * limit))
     if should_stop is not None:
         stopping.append(lambda ids, scores: torch.full((len(ids),), should_stop(), device=ids.device))
-    processors = [
-        *(generate_kwargs.pop("logits_processor", None) or ()),
-        *piano_logits_processors(tokenizer, before=before.tolist(), prompt_length=length, **rules),
-    ]
+    if controls:
+        rules["controls"] = controls
+    if gap is not None:
+        most = SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * (gap.stop - gap.start) / STEPS_PER_SECOND)
+        own = [InfillGrammar(tokenizer, gap, most, **PIANO | rules), LoopBreaker(tokenizer)]
+        generate_kwargs.setdefault("eos_token_id", tokenizer.infill_ids.end)
+        # After `most` tokens: the offs of all keys, the events of kept notes, and the time to the end of the gap.
+        generate_kwargs.setdefault("max_new_tokens", most + 3 * (NUM_PITCHES + len(gap.kept)) + gap.join)
+    else:
+        own = piano_logits_processors(tokenizer, before=before.tolist(), prompt_length=length, **rules)
+    processors = [*(generate_kwargs.pop("logits_processor", None) or ()), *own]
 
     # Several samples share one forward pass over the prompt, unless `generate` needs a cache of its own.
     config = generate_kwargs.get("generation_config") or model.generation_config
@@ -122,7 +145,8 @@ def generate_music(
         for index, row in enumerate(rows[:, length:].cpu()):
             ids = torch.cat([prompt[index // count], row])
             samples[index // count].append(ids[ids != tokenizer.pad_token_id].numpy())
-    return [ids for of_prompt in samples for ids in of_prompt]
+    pieces = [ids for of_prompt in samples for ids in of_prompt]
+    return pieces if gap is None else [gap.fill(ids) for ids in pieces]
 
 
 def piano_logits_processors(

@@ -40,16 +40,16 @@ NOTE_OFF, NOTE_ON, TIME_SHIFT, VELOCITY = range(4)
 SUSTAIN_PEDAL = 64
 PEDAL_DOWN = 64
 
-# A day. Broken files claim years, and every second of them would be an event.
+# A day. Broken files have times of years, and every second of them would be an event.
 MAX_STEPS = 24 * 3600 * STEPS_PER_SECOND
 
-# What a slice of a piece leaves open: when a note began, when it ends, how hard it was struck.
+# What a slice of a piece does not contain: the start of a note, its end, its velocity.
 BEFORE, FOREVER, UNKNOWN = -1, 2 * MAX_STEPS, -1
 
 # Scores are written in milliseconds: 120 quarters per minute of 500 ticks each.
 QUARTERS_PER_MINUTE = 120
 TICKS_PER_QUARTER = 500
-TICKS_PER_STEP = 10
+MILLISECONDS_PER_STEP = 10
 
 
 class Notes(NamedTuple):
@@ -90,11 +90,11 @@ def round_to_steps(steps: np.ndarray) -> np.ndarray:
 
 
 def read_notes(score: Score) -> Notes:
-    """Read what a piano would sound: melodic tracks merged, drums left out, notes held by the sustain pedal.
+    """Read the notes as a piano plays them: melodic tracks merged, no drums, notes extended by the pedal.
 
-    Time is seconds by the score's own tempo map, counted from the first onset. While the pedal is down, a key that
-    comes up sounds on until the pedal lifts; a pedal that never lifts does so at the end of the score. Tracks of one
-    program share one pedal: a score has no channels. `midi_reader.py` reads the pedals of files by channel.
+    Time is seconds by the score's tempo map, counted from the first onset. If a key comes up while the pedal is down,
+    the note lasts until the pedal lifts, at the latest at the end of the score. Tracks of one program share one pedal,
+    because a score has no channels. `midi_reader.py` reads the pedals of files by channel.
 
     Args:
         score: A score in ticks. It is left as it is.
@@ -116,7 +116,7 @@ def read_notes(score: Score) -> Notes:
     for program in {track.program for track in melodic}:
         parts.append(_held_notes([track for track in melodic if track.program == program], score.end()))
     start, end, pitch, velocity = np.concatenate(parts, axis=1)
-    # In the order of the strikes. Of two at the same time the longer comes last, and so is the one that stays.
+    # In the order of the strikes. Of two at the same time the longer comes last and is kept.
     order = np.lexsort((end, start))
     start, end, pitch, velocity = (
         _seconds(score, start[order]),
@@ -138,7 +138,7 @@ def read_notes(score: Score) -> Notes:
 
 
 def _held_notes(tracks: list[Track], score_end: int) -> np.ndarray:
-    """Gather the notes of one instrument, each sounding until key and pedal have let go of it.
+    """Return the notes of one instrument, each extended until both key and pedal are released.
 
     Args:
         tracks: The tracks of the instrument.
@@ -184,10 +184,10 @@ def _seconds(score: Score, ticks: np.ndarray) -> np.ndarray:
 
 
 def notes_to_events(notes: Notes, length: int = 0) -> Events:
-    """Write notes as events in canonical order. There is no other way to events.
+    """Write notes as events in canonical order.
 
     Args:
-        notes: Notes from BEFORE only come up, notes until FOREVER only go down, UNKNOWN velocities are not said.
+        notes: Notes from BEFORE only come up, notes until FOREVER only go down, UNKNOWN velocities are not written.
         length: Step until which time runs on after the last note.
 
     Returns:
@@ -313,7 +313,7 @@ def augment_events(events: Events, semitones: int = 0, stretch: float = 1.0) -> 
 
 
 def write_score(notes: Notes, length: int) -> Score:
-    """Write notes as a score of one piano track, at 120 quarters per minute and 1000 ticks per second.
+    """Write notes as a score, see `piano_score`.
 
     Args:
         notes: Notes from BEFORE are left out, notes until FOREVER end with the piece.
@@ -325,14 +325,25 @@ def write_score(notes: Notes, length: int) -> Score:
     struck = notes.start != BEFORE
     start, end, pitch, velocity = (field[struck] for field in notes)
     duration = np.maximum(np.where(end == FOREVER, length, end) - start, 1)
+    velocity = np.where(velocity == UNKNOWN, DEFAULT_VELOCITY, VELOCITY_OF_BIN[velocity])
+    return piano_score(start * MILLISECONDS_PER_STEP, duration * MILLISECONDS_PER_STEP, pitch, velocity)
+
+
+def piano_score(start: np.ndarray, duration: np.ndarray, pitch: np.ndarray, velocity: np.ndarray) -> Score:
+    """Write notes as a score of one piano track, at 120 quarters per minute and 1000 ticks per second.
+
+    Args:
+        start: Milliseconds, whole, `[N]`.
+        duration: Milliseconds, whole, `[N]`.
+        pitch: 0..127, `[N]`.
+        velocity: 1..127, `[N]`.
+
+    Returns:
+        The score.
+    """
+    times = (start.astype(np.int32), duration.astype(np.int32))
     track = Track(program=0)
-    track.notes = Note.from_numpy(
-        (start * TICKS_PER_STEP).astype(np.int32),
-        (duration * TICKS_PER_STEP).astype(np.int32),
-        pitch.astype(np.int8),
-        np.where(velocity == UNKNOWN, DEFAULT_VELOCITY, VELOCITY_OF_BIN[velocity]).astype(np.int8),
-        "tick",
-    )
+    track.notes = Note.from_numpy(*times, pitch.astype(np.int8), velocity.astype(np.int8), "tick")
     score = Score(TICKS_PER_QUARTER)
     score.tempos.append(Tempo(0, QUARTERS_PER_MINUTE))
     score.tracks.append(track)

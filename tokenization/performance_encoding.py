@@ -7,11 +7,14 @@ Source: Oore et al., "This Time with Feeling" (arXiv 1808.03715), section 3; Hua
 """
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 from miditok import TokenizerConfig
 from symusic import Score
 
+from .controls import COMPOSERS, SEGMENT_STEPS, UNSTATED, make_attributes, measure_segments
+from .infilling import INFILL_TOKENS, InfillIds, join_infilled
 from .performance import (
     MAX_SHIFT_STEPS,
     NOTE_OFF,
@@ -106,17 +109,17 @@ class Performance(SingleStream):
         """
         return self._id_of_value_0[events.kind] + events.value
 
-    def is_event(self, ids: np.ndarray) -> np.ndarray:
-        """Tell which ids stand for an event.
+    def kinds_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the kinds of ids.
 
         Args:
             ids: Any integers, `[L]`.
 
         Returns:
-            False for special tokens and for what is outside the vocabulary, `[L]`.
+            A kind of event, or NO_EVENT for other tokens and for what is outside the vocabulary, `[L]`.
         """
         is_known = (ids >= 0) & (ids < len(self._kinds))
-        return self._kinds[np.where(is_known, ids, self.pad_token_id).astype(np.int64)] != NO_EVENT
+        return self._kinds[np.where(is_known, ids, self.pad_token_id).astype(np.int64)]
 
     def ids_to_events(self, ids: np.ndarray) -> Events:
         """Return the events of ids.
@@ -127,7 +130,7 @@ class Performance(SingleStream):
         Returns:
             The events, as many as there are ids that stand for one.
         """
-        ids = ids[self.is_event(ids)]
+        ids = ids[self.kinds_of(ids) != NO_EVENT]
         return Events(self._kinds[ids], self._values[ids])
 
     def augment(self, ids: np.ndarray, semitones: int, stretch: float) -> np.ndarray:
@@ -142,3 +145,89 @@ class Performance(SingleStream):
             The ids of the new slice.
         """
         return self.events_to_ids(augment_events(self.ids_to_events(ids), semitones, stretch))
+
+
+class PerformanceWithControls(Performance):
+    """The paper's encoding with tokens behind it that state controls, and three for infilling.
+
+    The ids of the events are those of `Performance`. `controls.py` says what the controls mean, `infilling.py` how a
+    piece with a gap is written. Scores are encoded without either: `insert_controls` and `infill_sequence` add them.
+
+    Args:
+        tokenizer_config: MidiTok's configuration; `composers` in it names the composers that have a token.
+        params: Path of a file that `save` wrote.
+
+    Attributes:
+        attributes: The attributes of a segment, `[A]`.
+        control_spans: For each attribute the ids of its values.
+    """
+
+    def __init__(self, tokenizer_config: TokenizerConfig | None = None, params: str | os.PathLike | None = None):
+        super().__init__(tokenizer_config, params)
+        first = [self.vocab[attribute.tokens[0]] for attribute in self.attributes]
+        self.control_spans = [
+            slice(start, start + len(attribute.values))
+            for start, attribute in zip(first, self.attributes, strict=True)
+        ]
+        self.infill_ids = InfillIds(*(self.vocab[token] for token in INFILL_TOKENS))
+
+    def _tweak_config_before_creating_voc(self) -> None:
+        super()._tweak_config_before_creating_voc()
+        composers = self.config.additional_params.setdefault("composers", list(COMPOSERS))
+        self.attributes = make_attributes(composers)
+
+    def _create_base_vocabulary(self) -> list[str]:
+        controls = [token for attribute in self.attributes for token in attribute.tokens]
+        return [*super()._create_base_vocabulary(), *controls, *INFILL_TOKENS]
+
+    def _create_token_types_graph(self) -> dict[str, set[str]]:
+        graph = super()._create_token_types_graph()
+        events, names = {"NoteOff", "NoteOn", "Velocity"}, [attribute.name for attribute in self.attributes]
+        graph["TimeShift"] = graph["TimeShift"] | {*names, "Infill"}
+        for index, name in enumerate(names):
+            graph[name] = {*events, *names[index + 1 :]}
+        graph["Infill"] = {*events, "TimeShift", *names}
+        return graph
+
+    def ids_to_events(self, ids: np.ndarray) -> Events:
+        """Return the events of ids; those of an infilled piece in the order in which they sound.
+
+        Args:
+            ids: Any integers, `[L]`.
+
+        Returns:
+            The events, as many as there are ids that stand for one and for no gap.
+        """
+        return super().ids_to_events(join_infilled(ids, self))
+
+    def insert_controls(
+        self,
+        ids: np.ndarray,
+        composer: int = UNSTATED,
+        is_stated: Callable[[tuple[int, int]], np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """State the controls of music at the first event of each segment.
+
+        Args:
+            ids: A piece or a slice of one, without controls, `[L]`.
+            composer: Index of the composer, if one is to be stated.
+            is_stated: Returns, for the shape of the segments' attributes, which are stated, bool, `[S, A]`; all
+                that are known unless given.
+
+        Returns:
+            The ids with controls, `[L + the number of controls]`.
+        """
+        steps = np.rint(self.token_seconds[ids] * STEPS_PER_SECOND).astype(np.int64).cumsum()  # [L]
+        notes, length = events_to_notes(Performance.ids_to_events(self, ids))
+        values = measure_segments(notes, length, self.vocab["EOS_None"] in ids[-1:])  # [S, A - 1]
+        values = np.column_stack([np.full(len(values), composer), values])  # [S, A]
+        if is_stated is not None:
+            values = np.where(is_stated(values.shape), values, UNSTATED)
+
+        kinds = self.kinds_of(ids)
+        events = np.flatnonzero((kinds != NO_EVENT) & (kinds != TIME_SHIFT))
+        segments, first = np.unique(steps[events] // SEGMENT_STEPS, return_index=True)
+        segment, attribute = np.nonzero(values[segments] != UNSTATED)
+        starts = np.array([span.start for span in self.control_spans])
+        controls = starts[attribute] + values[segments][segment, attribute]
+        return np.insert(ids, events[first][segment], controls)

@@ -1,4 +1,4 @@
-"""`pipeline("midi-generation", model=...)`: a piece in, the piece with its continuation out."""
+"""`pipeline("midi-generation", model=...)`: a piece in, the piece with its continuation or a new middle out."""
 
 import math
 import os
@@ -16,11 +16,16 @@ TASK = "midi-generation"
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_music_tx.MidiGenerationPipeline", "pt": ["AutoModelForCausalLM"]}}
 
 
+# The options of `generate_music` that are none of `generate`.
+OPTIONS = ("seconds", "ending", "infill", "controls", "grammar")
+
+
 class MidiGenerationPipeline(Pipeline):
-    """Continues a piece, or generates one from nothing; see `generate_music`.
+    """Continues a piece, generates one from nothing, or fills a gap; see `generate_music`.
 
         midi = pipeline("midi-generation", model="user/name", trust_remote_code=True)
         midi("prelude.mid", seconds=30).dump_midi("continued.mid")
+        midi("prelude.mid", infill=(12, 18)).dump_midi("with_six_new_seconds.mid")
 
     `save_pretrained` writes the model, the tokenizer and the code of all three, so that this works wherever
     Transformers, MidiTok and symusic are installed.
@@ -38,6 +43,8 @@ class MidiGenerationPipeline(Pipeline):
             seconds: Seconds of music to generate after the prompt; 30 if not given.
             prompt_seconds: Seconds of the piece to use as the prompt; all of it if not given.
             ending: End the music within a few seconds after `seconds`, rather than cut it there.
+            infill: First and last second of a gap in the piece, which is generated anew.
+            controls: What is wanted of density, loudness, note length and composer, as for `generate_music`.
             rules: Options of `MusicGrammar` that differ from `PIANO`; for the Performance encoding only.
             output: "score" for a `symusic.Score`, "bytes" for the bytes of a MIDI file, or a folder in which a new
                 file is written and its path returned; "score" if not given.
@@ -45,7 +52,8 @@ class MidiGenerationPipeline(Pipeline):
                 `batch_size`.
 
         Returns:
-            The piece with its continuation; a list of them for a list of pieces or several return sequences.
+            The piece with its continuation, or with its gap filled; a list of them for a list of pieces or several
+            return sequences.
 
         Raises:
             ValueError: The music cannot be read, or an option is out of range.
@@ -53,11 +61,19 @@ class MidiGenerationPipeline(Pipeline):
         return super().__call__(music, **kwargs)
 
     def _sanitize_parameters(
-        self, seconds=None, prompt_seconds=None, ending=None, rules=None, output=None, **generate_kwargs
+        self,
+        seconds=None,
+        prompt_seconds=None,
+        ending=None,
+        infill=None,
+        controls=None,
+        rules=None,
+        output=None,
+        **generate_kwargs,
     ):
         if seconds is not None and not 0 < seconds < math.inf:
             raise ValueError(f"seconds ({seconds}) must be positive.")
-        forward = {"seconds": seconds, "ending": ending, "rules": rules}
+        forward = {"seconds": seconds, "ending": ending, "infill": infill, "controls": controls, "grammar": rules}
         given = [
             {name: value for name, value in parameters.items() if value is not None}
             for parameters in ({"prompt_seconds": prompt_seconds}, forward, {"output": output})
@@ -78,16 +94,15 @@ class MidiGenerationPipeline(Pipeline):
         ids = np.array([self.tokenizer.bos_token_id] if music is None else self.tokenizer.encode(music))
         return {"input_ids": torch.from_numpy(first_seconds(ids, self.tokenizer, prompt_seconds))[None]}
 
-    def _forward(self, inputs, seconds=30.0, ending=False, rules=None, num_return_sequences=1, **generate_kwargs):
+    def _forward(self, inputs, num_return_sequences=1, **kwargs):
+        own = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         samples = generate_music(
             self.model,
             self.tokenizer,
             inputs["input_ids"],
-            seconds=seconds,
             num_samples=num_return_sequences,
-            ending=ending,
-            grammar=rules,
-            **self._prepare_generate_kwargs(generate_kwargs),
+            **own,
+            **self._prepare_generate_kwargs(kwargs),
         )
         # One row per prompt, so that the library can take the batch apart: [B, samples per prompt, T].
         rows = torch.nn.utils.rnn.pad_sequence(

@@ -52,10 +52,10 @@ class MusicTxTokenizer(PreTrainedTokenizer):
     """Music in, ids out, and back.
 
     Call it with a path, the bytes of a MIDI file, a `symusic.Score`, ids, text, or a list of these: it gives
-    `input_ids` (BOS, then the music) and `attention_mask`, padded, truncated and as tensors if asked to. Melodic
+    `input_ids` (BOS, then the music) and `attention_mask`, optionally padded, truncated and as tensors. Melodic
     tracks are merged for the piano and drums are left out; the sustain pedal is folded into the notes (for files, by
     the rules of `midi_reader.py`); any tempo map is honoured, for time is seconds. `to_score` turns any ids back into
-    a score. Batches are padded on the left, as `generate` wants.
+    a score. Batches are padded on the left, as `generate` needs.
 
     A string is text if it is made of tokens of this vocabulary alone, as `decode` writes them: `"NoteOn_60
     TimeShift_50 NoteOff_60"`, the spaces optional. Any other string is a path, and a `pathlib.Path` always is. Text
@@ -173,6 +173,21 @@ class MusicTxTokenizer(PreTrainedTokenizer):
     def has_events(self) -> bool:
         """Whether each id is one event of the paper's encoding, as `MusicGrammar` needs it."""
         return isinstance(self.miditok, Performance) and not self.miditok.is_trained
+
+    @property
+    def attributes(self) -> tuple:
+        """The attributes that control tokens state, see `controls.py`; empty for an encoding without them."""
+        return getattr(self.miditok, "attributes", ())
+
+    @property
+    def control_spans(self) -> list[slice]:
+        """For each of the attributes the ids of its values."""
+        return getattr(self.miditok, "control_spans", [])
+
+    @property
+    def infill_ids(self):
+        """The ids of the tokens for infilling, see `infilling.py`; None for an encoding without them."""
+        return getattr(self.miditok, "infill_ids", None)
 
     @property
     def token_seconds(self) -> np.ndarray:

@@ -33,7 +33,7 @@ class Step(NamedTuple):
     grad_norm: float  # before it was clipped
     skip_reason: str | None  # why the weights were not updated
     is_counted: bool  # whether the skip counts: not while fp16 lowers its loss scale
-    stop: bool  # whether a process was asked to stop
+    stop: bool  # whether a process received a signal to stop
     waited: float  # seconds spent waiting for data
 
 

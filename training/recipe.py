@@ -27,7 +27,7 @@ AT_LEAST_ONE = ("batch_size", "sequence_length", "gradient_accumulation_steps", 
 AT_LEAST_ONE += ("eval_steps", "save_steps", "save_total_limit", "halvings")
 NOT_NEGATIVE = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "max_skipped_steps", "lora_rank")
 NOT_NEGATIVE += ("seed", "dataloader_num_workers", "embedding_learning_rate")
-FRACTIONS = ("short_fraction", "decay_fraction", "adam_beta2")
+FRACTIONS = ("short_fraction", "decay_fraction", "adam_beta2", "control_fraction", "infill_fraction")
 
 
 @dataclass
@@ -70,6 +70,10 @@ class Recipe:
         default=20, metadata={"help": "steps without a finite loss and gradient to skip before giving up"}
     )
     augment: bool = field(default=True, metadata={"help": "transpose by -3..+3 semitones, stretch time by up to 5%%"})
+    control_fraction: float = field(
+        default=0.0, metadata={"help": "share of the crops that state density, loudness, note length, composer"}
+    )
+    infill_fraction: float = field(default=0.0, metadata={"help": "share of the crops with a gap to fill"})
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "autocast dtype"})
     compile: bool = field(default=False, metadata={"help": "torch.compile the model"})
     gradient_checkpointing: bool = field(

@@ -1,0 +1,28 @@
+"""How a command ends: one line and an exit code instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from corpus.plain_text import printable
+
+
+def run_command(name: str, action: Callable[[], None], stopped: str = "stopped") -> int:
+    """Run what a command does after its flags are parsed.
+
+    Args:
+        name: The command, which its messages begin with.
+        action: OSError and ValueError from it are mistakes of the user.
+        stopped: The message after Ctrl-C.
+
+    Returns:
+        The exit code: 0, 2 after a mistake of the user, or 130 after Ctrl-C.
+    """
+    try:
+        action()
+    except (OSError, ValueError) as error:
+        print(printable(f"{name}: {' '.join(str(error).split())}"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return 130
+    return 0
