@@ -366,12 +366,14 @@ def _read_tracks(midi: bytes, at: int, num_tracks: int) -> list[_Track]:
             raise ValueError("a second header")
         if kind != b"MTrk":
             continue
+        # Where bytes were lost on the way, as in files copied as text, tracks are shorter than they say.
+        if at > len(midi):
+            raise ValueError(f"cut off: a track of {length} bytes has {len(midi) - start}")
         track = _read_track(midi[start:at])
         if track.length is None and not (at == len(midi) or _is_chunk(midi, at)):
             raise ValueError(f"track {len(tracks) + 1} is cut off, or longer than it says")
-        # Some files count the bytes of a track wrongly; its last event tells where it ends.
-        if track.length is not None and midi[start + track.length : start + track.length + 4] == b"MTrk":
-            at = start + track.length
+        if track.length is not None and midi[start + track.length : at].startswith(b"MTrk"):
+            raise ValueError(f"track {len(tracks) + 1} is shorter than it says: another begins in it")
         tracks.append(track)
     # Files of old systems are filled up.
     if len(tracks) < num_tracks and midi[at:].strip(b"\0\x1a"):
