@@ -194,6 +194,7 @@ def test_notes_carry_their_track_channel_and_program():
         (midi_file(event(0, 0xFF, 0x51, 2, 7, 0) + NOTE + END), "tempo event of 2 bytes"),
         (midi_file(event(0, 60, 64) + END), "without a status byte"),
         (midi_file(event(0, 0x90, 200, 60) + END), "a note of key 200"),
+        (midi_file(event(0, 0xF4) + NOTE + END), "a status byte of 0xf4"),
         (midi_file(b"\xff\xff\xff\xff\x7f\x90\x3c\x40" + END), "more than four bytes"),
     ],
 )

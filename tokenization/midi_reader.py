@@ -46,6 +46,9 @@ DATA_BYTES[0x80:0xF0] = 2
 DATA_BYTES[0xC0:0xE0] = 1
 DATA_BYTES[[0xF1, 0xF2, 0xF3]] = 1, 2, 1
 
+# System messages that the standard leaves undefined: what holds one is out of step.
+UNDEFINED = (0xF4, 0xF5, 0xF9, 0xFD)
+
 KEPT_METAS = (META_TRACK_NAME, META_TEMPO, META_TIME_SIGNATURE, META_KEY_SIGNATURE)
 
 
@@ -408,6 +411,8 @@ def _read_track(chunk: bytes) -> _Track:
         status = np.where(is_explicit, status, inherited)
         if not status.all():
             raise ValueError("a track that begins without a status byte")
+        if np.isin(status, UNDEFINED).any():
+            raise ValueError(f"a status byte of {status[np.isin(status, UNDEFINED)][0]:#x}, which means nothing")
         running = int(inherited[-1])
         data_at = status_at + is_explicit
 
