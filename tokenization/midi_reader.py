@@ -46,6 +46,9 @@ DATA_BYTES[0x80:0xF0] = 2
 DATA_BYTES[0xC0:0xE0] = 1
 DATA_BYTES[[0xF1, 0xF2, 0xF3]] = 1, 2, 1
 
+# System messages that the standard leaves undefined: what holds one is out of step.
+UNDEFINED = (0xF4, 0xF5, 0xF9, 0xFD)
+
 KEPT_METAS = (META_TRACK_NAME, META_TEMPO, META_TIME_SIGNATURE, META_KEY_SIGNATURE)
 
 
@@ -366,12 +369,14 @@ def _read_tracks(midi: bytes, at: int, num_tracks: int) -> list[_Track]:
             raise ValueError("a second header")
         if kind != b"MTrk":
             continue
+        # Where bytes were lost on the way, as in files copied as text, tracks are shorter than they say.
+        if at > len(midi):
+            raise ValueError(f"cut off: a track of {length} bytes has {len(midi) - start}")
         track = _read_track(midi[start:at])
         if track.length is None and not (at == len(midi) or _is_chunk(midi, at)):
             raise ValueError(f"track {len(tracks) + 1} is cut off, or longer than it says")
-        # Some files count the bytes of a track wrongly; its last event tells where it ends.
-        if track.length is not None and midi[start + track.length : start + track.length + 4] == b"MTrk":
-            at = start + track.length
+        if track.length is not None and midi[start + track.length : at].startswith(b"MTrk"):
+            raise ValueError(f"track {len(tracks) + 1} is shorter than it says: another begins in it")
         tracks.append(track)
     # Files of old systems are filled up.
     if len(tracks) < num_tracks and midi[at:].strip(b"\0\x1a"):
@@ -406,6 +411,8 @@ def _read_track(chunk: bytes) -> _Track:
         status = np.where(is_explicit, status, inherited)
         if not status.all():
             raise ValueError("a track that begins without a status byte")
+        if np.isin(status, UNDEFINED).any():
+            raise ValueError(f"a status byte of {status[np.isin(status, UNDEFINED)][0]:#x}, which means nothing")
         running = int(inherited[-1])
         data_at = status_at + is_explicit
 
