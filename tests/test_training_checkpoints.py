@@ -63,8 +63,9 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_end(corpus, steady, tmp
     command = [sys.executable, train.__file__, *flags(corpus, tmp_path / "run", STEADY, {"save_steps": 1})]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
+        # Slowly while it starts, which takes seconds, then fast enough to see a folder that exists for milliseconds.
         while process.poll() is None and not names(tmp_path / "run", ".checkpoint-4.unfinished-*"):
-            time.sleep(0.0005)
+            time.sleep(0.0005 if names(tmp_path / "run", "*checkpoint*") else 0.05)
         process.kill()
         process.wait()
     assert not (tmp_path / "run" / "model.safetensors").exists(), (tmp_path / "log").read_text()
