@@ -1,8 +1,11 @@
 """A recipe is read, completed and checked before anything is trained."""
 
+import inspect
+
 import pytest
 from tiny_training import RECIPES
 
+from modeling_music_tx import MusicTxConfig
 from training.recipe import parse
 
 
@@ -61,3 +64,14 @@ def test_the_help_of_a_flag_that_turns_something_off_says_so(capsys):
         parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--no_augment, --no-augment the opposite of --augment " in text
+
+
+def test_the_fields_of_the_model_have_their_help_where_docstrings_are_indented_and_where_not(monkeypatch, capsys):
+    texts = []
+    for text in (MusicTxConfig.__doc__, inspect.cleandoc(MusicTxConfig.__doc__)):
+        monkeypatch.setattr(MusicTxConfig, "__doc__", text)
+        with pytest.raises(SystemExit):
+            parse(["--help"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "--num_hidden_layers" in texts[0]

@@ -234,11 +234,14 @@ def test_a_process_whose_launcher_is_killed_saves_a_checkpoint_and_ends(corpus, 
     assert len(names(tmp_path / "run", "checkpoint*")) == 1
 
 
-def test_ctrl_c_before_the_first_step_and_a_second_one_end_in_one_line(corpus, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_before_the_first_step_and_a_second_one_end_in_one_line(corpus, tmp_path, capsys, monkeypatch, request):
     def interrupt(*_):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)
 
+    # Shells start background processes with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with monkeypatch.context() as patch:
         patch.setattr(train, "load_tokenizer", interrupt)
         assert stopped(corpus, tmp_path, STEADY) == 128 + signal.SIGINT

@@ -1,6 +1,7 @@
 """The recipe of a training: its fields, the YAML file, and the command line that overrides it."""
 
 import argparse
+import inspect
 import math
 import re
 from dataclasses import dataclass, field
@@ -184,7 +185,9 @@ def recipe_flags(parser: HfArgumentParser, path: str) -> list[str]:
 
 def add_config_fields(parser: HfArgumentParser) -> None:
     """Add the fields of `MusicTxConfig` to a parser, with its help texts; a field not given is None."""
-    texts = re.findall(r"^ {8}(\w+) \(.*\):\n((?: {12}.*\n)+)", MusicTxConfig.__doc__, re.MULTILINE)
+    # Python 3.13 removes the indentation of docstrings, earlier versions keep it.
+    documentation = inspect.cleandoc(MusicTxConfig.__doc__) + "\n"
+    texts = re.findall(r"^ {4}(\w+) \(.*\):\n((?: {8}.*\n)+)", documentation, re.MULTILINE)
     helps = {name: " ".join(text.split()).replace("`", "") for name, text in texts}
     for name in CONFIG_FIELDS:
         annotation = MusicTxConfig.__annotations__[name]
