@@ -397,7 +397,7 @@ class _Rows:
                 continue
             # Another file of this name is not the one that was mapped.
             if samestat(now, before) and now.st_size < before.st_size:
-                raise OSError(f"{path} has become shorter while it is read; prepare the corpus again.")
+                raise OSError(f"{path} has become shorter while it is read; prepare the corpus again")
 
     def __reduce__(self):
         # A spawned worker opens the files itself; pickled, the views would be copies of the whole corpus.
