@@ -33,6 +33,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from corpus.plain_text import print_line, printable
+
 SHIPPED_MODEL = Path(__file__).parent / "checkpoints" / "maestro-small"
 
 # Files beside each MIDI file: its record, and those of --formats.
@@ -45,19 +47,8 @@ LIBRARIES = ("music-tx", "torch", "transformers", "miditok", "symusic", "matplot
 
 def fail(message):
     """Exit with one line on stderr and code 2."""
-    print(f"generate.py: {' '.join(str(message).split())}", file=sys.stderr)
+    print(printable(f"generate.py: {' '.join(str(message).split())}"), file=sys.stderr)
     raise SystemExit(2)
-
-
-def say(line):
-    """Print a line; return False if nobody reads it any more, as after `| head`."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        # What Python still holds back would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
 
 
 def readable(text):
@@ -367,7 +358,7 @@ def make_streamer(options, model, tokenizer, prompt, port, stopped):
 
     def print_note(note):
         start, name = note.start_seconds + unseen_seconds, key_name(note.pitch)
-        if not say(f"{start:9.2f} s  {name:<3} velocity {note.velocity:3}  {note.duration_seconds:5.2f} s"):
+        if not print_line(f"{start:9.2f} s  {name:<3} velocity {note.velocity:3}  {note.duration_seconds:5.2f} s"):
             stopped.set()
 
     return MidiStreamer(
@@ -573,20 +564,20 @@ def generate(options, midi, folder):
             tokens = len(ids) if options.infill else len(ids) - len(prompt)
             record = describe(options, Path(model.name_or_path), number, tokens, stopped.is_set(), midi)
             suffixes = write(options, stem, folder, score, record, parts, soundfont)
-            say(readable(f"{stem}{{{','.join(suffixes)}}}"))
+            print_line(f"{stem}{{{','.join(suffixes)}}}")
     except OSError as error:
         fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
 
     if options.infill:
-        say(f"seed {options.seed}: {len(samples)} x {new_seconds(options):g} seconds of music in {took:.1f} s")
+        print_line(f"seed {options.seed}: {len(samples)} x {new_seconds(options):g} seconds of music in {took:.1f} s")
         return 130 if stopped.is_set() else 0
     samples = [ids[len(prompt) :] for ids in samples]
     seconds = [tokenizer.token_seconds[ids].sum() for ids in samples]
     for stem, ids, made in zip(stems, samples, seconds, strict=False):
         if made < options.seconds and tokenizer.eos_token_id not in ids and not stopped.is_set():
-            print(f"{stem} was cut at {len(ids)} tokens, after {made:.1f} s of music.", file=sys.stderr)
+            print(printable(f"{stem} was cut at {len(ids)} tokens, after {made:.1f} s of music."), file=sys.stderr)
     tokens = sum(map(len, samples))
-    say(
+    print_line(
         f"seed {options.seed}: {tokens} tokens in {took:.1f} s, {tokens / took:.0f} tokens/s, "
         f"{sum(seconds) / took:.1f} seconds of music per second"
     )

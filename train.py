@@ -13,8 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -28,41 +29,80 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
-from corpus.atomic_files import atomic_folder
+from corpus.atomic_files import atomic_folder, exclusive
 from corpus.dataset import IGNORED, Crops, CropTransform, EvaluationWindows, load_corpus, load_tokenizer
+from corpus.plain_text import printable
 from evaluation.likelihood import negative_log_likelihood
 from evaluation.rendering import piano_roll
 from modeling_music_tx import MusicTxConfig, MusicTxForCausalLM
 from tokenization import MidiGenerationPipeline, MusicTxTokenizer, generate_music
-from training.checkpoints import gather, numbered, resume, save_checkpoint
+from training.checkpoints import (
+    check_skipped_steps,
+    gather,
+    numbered,
+    remove_oldest,
+    resume,
+    save_checkpoint,
+    way_back,
+)
 from training.log import Step, TrainingLog, on_main
 from training.optimizers import make_optimizers, schedule
 from training.recipe import Recipe, parse
+
+# Seconds for a step and a checkpoint, once the launcher is gone.
+GRACE_SECONDS = 60
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code, 143 or 130 if a signal stopped it."""
     recipe, config = parse(sys.argv[1:] if argv is None else argv, __doc__)
+    if "LOCAL_RANK" in os.environ:
+        threading.Thread(target=end_after, args=(os.getppid(),), daemon=True).start()
+    try:
+        with ExitStack() as lock:
+            return train(recipe, config, lock)
+    except KeyboardInterrupt:  # before the loop, or for the second time
+        print(f"train.py: interrupted; what {recipe.output_dir} holds is complete", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def train(recipe: Recipe, config: dict, lock: ExitStack) -> int:
+    """Train as the recipe says.
+
+    Args:
+        recipe: The recipe.
+        config: The given fields of `MusicTxConfig`.
+        lock: Receives the lock on the output folder, which the caller releases.
+
+    Returns:
+        The exit code, as for `main`.
+    """
     with one_line_for(OSError, ValueError):
         accelerator = make_accelerator(recipe)
         corpus = load_corpus(recipe.corpus)
+        windows = EvaluationWindows(corpus["validation"], recipe.sequence_length)
         tokenizer = load_tokenizer(recipe.corpus)
         start = load_model(tokenizer, config, recipe) if recipe.init_from else make_model(tokenizer, config, recipe)
         model = make_trainable(start, recipe)
         model, *optimizers = accelerator.prepare(model, *make_optimizers(model, recipe))
         optimizers = [optimizer.optimizer for optimizer in optimizers]  # train_step decides whether they step
         log = TrainingLog(accelerator, recipe, start.config)
+        on_main(accelerator, lock.enter_context, exclusive(Path(recipe.output_dir, ".lock")))
         step = resume(accelerator, model, optimizers, log, recipe)
         loaders = make_loaders(corpus["train"], tokenizer, recipe, step, accelerator.num_processes)
-        windows = EvaluationWindows(corpus["validation"], recipe.sequence_length)
 
     advice = f"; the checkpoints in {recipe.output_dir} are complete: continue with --resume_from_checkpoint latest."
-    with one_line_for(OSError, SafetensorError, FloatingPointError, advice=advice), Preemption() as preemption:
+    with (
+        one_line_for(FloatingPointError),
+        one_line_for(OSError, SafetensorError, advice=advice),
+        Preemption() as preemption,
+    ):
         log.begin(step)
         batches = chain.from_iterable([accelerator.prepare(loader) for loader in loaders])
-        saved, stop, is_healthy = None, False, True
+        saved, stop, is_healthy = step, False, True
         while not stop:
-            if recipe.is_due(step, recipe.eval_steps) and not log.is_evaluated(step):
+            is_first = step == 0 and recipe.init_from is not None  # to compare the tuned model with
+            if (is_first or recipe.is_due(step, recipe.eval_steps)) and not log.is_evaluated(step):
                 with log.pause():
                     nats_per_token = evaluate(accelerator, model, windows, recipe, preemption)
                     stop = nats_per_token is None
@@ -76,8 +116,11 @@ def main(argv: list[str] | None = None) -> int:
                 done = train_step(accelerator, model, optimizers, batches, recipe, step, preemption)
                 step, stop = step + 1, done.stop
                 log.train(step, done)
+                check_skipped_steps(log, recipe)
                 # Weights that give no finite loss must not replace checkpoints that do.
                 is_healthy = not (done.skip_reason and done.is_counted)
+                if is_healthy and saved == step - 1:
+                    on_main(accelerator, remove_oldest, log, recipe, saved)
                 if recipe.is_due(step, recipe.save_steps) and is_healthy:
                     with log.pause():
                         save_checkpoint(accelerator, model, optimizers, log, recipe, step)
@@ -89,6 +132,8 @@ def main(argv: list[str] | None = None) -> int:
             accelerator.print(
                 f"{preemption.name}: stopped after step {step}; continue with --resume_from_checkpoint latest."
             )
+        elif not log.is_finite(step):
+            raise FloatingPointError(f"the trained model has no finite loss on validation; {way_back(log, recipe)}")
         else:
             eval_model = gather_model(accelerator, model, start.config, recipe)
             on_main(accelerator, finish, eval_model, tokenizer, log, recipe, step)
@@ -104,6 +149,19 @@ def main(argv: list[str] | None = None) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Before the loop
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def end_after(launcher: int):
+    """End this process soon after its launcher, which ends its processes itself unless it is killed.
+
+    Args:
+        launcher: The process that started this one.
+    """
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)  # saves a checkpoint
+    time.sleep(GRACE_SECONDS)
+    os._exit(128 + signal.SIGTERM)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -381,7 +439,10 @@ def one_line_for(*errors: type[Exception], advice: str = ""):
     try:
         yield
     except errors as error:
-        print(f"train.py: {' '.join(str(error).split())}{advice}", file=sys.stderr)
+        text = str(error)
+        if "DataLoader worker" in text:  # that of a worker ends with its traceback, whose last line is the message
+            text = text.rstrip().splitlines()[-1].partition(": ")[2]
+        print(printable(f"train.py: {' '.join(text.split())}{advice}"), file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -415,7 +476,7 @@ def save_evaluation(model, tokenizer, log: TrainingLog, recipe: Recipe, step: in
     for other in numbered(recipe.output_dir, "best"):
         if other != best:
             shutil.rmtree(other)
-    if recipe.push_to_hub:
+    if recipe.push_to_hub and step > 0:
         shutil.copy(Path(recipe.output_dir, "README.md"), best)
         publish(best, recipe, "--revision", "best")
 
@@ -449,6 +510,7 @@ def publish(folder: Path, recipe: Recipe, *options: str) -> bool:
 def finish(model, tokenizer, log: TrainingLog, recipe: Recipe, step: int):
     """Write the finished model and the record of the run."""
     write_model(model, tokenizer, recipe, Path(recipe.output_dir))
+    remove_oldest(log, recipe, step)
     log.write(step)
     print(f"model and tokenizer saved to {recipe.output_dir}")
     if recipe.push_to_hub and not publish(Path(recipe.output_dir), recipe):

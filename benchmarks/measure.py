@@ -32,6 +32,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
     flags.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
+    flags.add_argument("--neighbours", type=int, default=0, help="other busy processes meanwhile (default: none)")
     flags.add_argument("--seconds", type=float, help="time limit for each group (default: %(default)s)")
     flags.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs; timings mean nothing")
     flags.add_argument(
@@ -54,7 +55,15 @@ def parsed(flags: argparse.ArgumentParser, argv: Sequence[str] | None, quick: di
     if args.device == "cuda" and not torch.cuda.is_available():
         flags.error("--device cuda: PyTorch finds no GPU here; use --device cpu.")
     torch.set_num_threads(args.threads)
+    for _ in range(args.neighbours):
+        multiprocessing.get_context("spawn").Process(target=_keep_busy, daemon=True).start()
     return args
+
+
+def _keep_busy() -> None:
+    """Load a core, as other programs do on a shared machine, until the benchmark ends."""
+    while multiprocessing.parent_process().is_alive():
+        sum(range(10**6))
 
 
 def machine(args: argparse.Namespace) -> dict[str, str]:

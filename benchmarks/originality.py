@@ -12,9 +12,9 @@ import sys
 import time
 
 import numpy as np
-from symusic import Score
 
 from corpus.dataset import load_corpus, load_tokenizer
+from evaluation.metrics import midi_to_arrays
 from evaluation.originality import EXCERPT_SECONDS, Line, excerpt, index_corpus, read_line, write_score
 
 CHANGES = {
@@ -52,7 +52,7 @@ def altered(
     start, end = (np.round(stretch * field, 2) for field in (line.start, line.end))
     kept = rng.random(len(pitch)) >= missing
     fields = (start, start, end, np.clip(pitch, 0, 127).astype(np.uint8), line.velocity)
-    return read_line(Score.from_midi(write_score(Line(*(field[kept] for field in fields))).dumps_midi()))
+    return read_line(midi_to_arrays(write_score(Line(*(field[kept] for field in fields))).dumps_midi()))
 
 
 def joined(*lines: Line) -> Line:

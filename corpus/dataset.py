@@ -1,15 +1,16 @@
 """Windows of a prepared corpus: random crops for training, gapless ones for evaluation; the only seeded randomness.
 
-The data sets keep no state: the example at an index depends only on the seed and the index.
-A training that resumes starts at the index where it stopped, and neither the number of DataLoader workers nor the
-number of processes changes what any example is. That holds for a corpus on this machine and for one that is streamed:
-what a resumed stream costs is the fetching of the one shard in which it stopped.
+The example at an index depends on the seed and the index alone, and not on what was read before. A training that
+resumes starts at the index where it stopped, and neither the number of DataLoader workers nor that of processes
+changes any example. This holds for a memory-mapped corpus and for a streamed one; a resumed stream downloads again the
+one shard in which it stopped.
 """
 
 import json
 import math
 import re
 from collections.abc import Callable
+from os.path import samestat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -183,7 +184,7 @@ class Crops(torch.utils.data.Dataset):
         return _example(ids[-self.length :] if is_ending else ids[: self.length], self.length)
 
     def _start(self, epoch: int, row: int, window: int) -> int:
-        """The window's first token. A piece's windows hold more than the piece: the phase shares the excess out."""
+        """Return the position of a window's first token; the windows overlap at a phase that is random by epoch."""
         last = max(0, self.rows.lengths[row] - self.length)
         phase = self._random(PHASE, epoch, row).integers(-last % self.length, endpoint=True)
         return min(max(0, window * self.length - phase), last)
@@ -206,14 +207,14 @@ class Crops(torch.utils.data.Dataset):
         return visits
 
     def _by_shard(self, order: np.ndarray, epoch: int) -> np.ndarray:
-        """Bring together what lies in one shard, and deal the shards out to the processes.
+        """Group windows by shard, and distribute the shards to the processes.
 
         Args:
             order: Windows, shuffled, `[N]`.
             epoch: Their epoch.
 
         Returns:
-            The same windows, `[N]`: where a process's turn comes, one of its own shards, as long as it has any.
+            The same windows, `[N]`: at the places of each process, windows of its own shards as long as it has any.
         """
         shard = self.rows.shard_of_row[np.searchsorted(self.windows.ends, order, side="right")]
         turn = np.argsort(self._random(SHARDS, epoch).permutation(shard.max() + 1))[shard]  # [N]
@@ -343,9 +344,13 @@ class CropTransform:
 
 
 def _rows(pieces: Dataset | StreamedPieces) -> "_Rows | StreamedPieces":
-    """What cuts slices out of pieces: `rows[row, start:stop]`, with their `lengths`, `weights` and `composers`."""
+    """Return pieces as rows to slice, `rows[row, start:stop]`, with their `lengths`, `weights` and `composers`."""
     if len(pieces) == 0:
-        raise ValueError("The split is empty; prepare a corpus with at least one piece in it.")
+        name = pieces.url.rpartition("/")[2] if isinstance(pieces, StreamedPieces) else pieces.split
+        raise ValueError(
+            f"The {name or 'given'} split is empty; prepare the corpus again: a folder of few files with a larger "
+            "--validation_share, or with --metadata that has a column split."
+        )
     rows = pieces if isinstance(pieces, StreamedPieces) else _Rows(pieces)
     shortest = int(rows.lengths.argmin())
     if rows.lengths[shortest] < 2:
@@ -357,10 +362,15 @@ def _rows(pieces: Dataset | StreamedPieces) -> "_Rows | StreamedPieces":
 
 
 class _Rows:
-    """Slices of the memory-mapped `input_ids`: a slice touches the pages it stands on and nothing else."""
+    """Slices of the memory-mapped `input_ids`: a slice reads the pages that it is on and nothing else.
+
+    Raises:
+        OSError: On a slice, if a file has become shorter. To read beyond its end would end the process by a signal.
+    """
 
     def __init__(self, pieces: Dataset):
         self.pieces = pieces
+        self.files = [(path, path.stat()) for path in (Path(file["filename"]) for file in pieces.cache_files)]
         table = pieces.with_format("arrow")[:]
         chunks = table["input_ids"].chunks
         offsets = [chunk.offsets.to_numpy() for chunk in chunks]
@@ -368,7 +378,7 @@ class _Rows:
         self.chunk_of_row = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
         self.starts = np.concatenate([bounds[:-1] for bounds in offsets]).astype(np.int64)
         self.lengths = np.concatenate([np.diff(bounds) for bounds in offsets]).astype(np.int64)
-        # Corpora of one source alone may do without.
+        # Corpora that `prepare` did not write may have no weights.
         self.weights = table["weight"].to_numpy() if "weight" in table.column_names else np.ones(len(pieces))
         self.composers = table["composer"].to_pylist() if "composer" in table.column_names else [""] * len(pieces)
 
@@ -376,10 +386,21 @@ class _Rows:
         row, tokens = place
         start, stop, _ = tokens.indices(self.lengths[row])
         first = self.starts[row]
+        self._check_files()
         return self.chunks[self.chunk_of_row[row]][first + start : first + stop]
 
+    def _check_files(self) -> None:
+        for path, before in self.files:
+            try:
+                now = path.stat()
+            except FileNotFoundError:  # what was mapped stays until it is closed
+                continue
+            # Another file of this name is not the one that was mapped.
+            if samestat(now, before) and now.st_size < before.st_size:
+                raise OSError(f"{path} has become shorter while it is read; prepare the corpus again")
+
     def __reduce__(self):
-        # A worker that is spawned opens the files again; the views would travel as copies of the whole corpus.
+        # A spawned worker opens the files itself; pickled, the views would be copies of the whole corpus.
         return _Rows, (self.pieces,)
 
 

@@ -9,32 +9,32 @@ from tqdm import tqdm
 
 from corpus.atomic_files import sha256 as file_sha256
 
-# How often a server may fail in a row without sending a byte, and the wait after the first time; it doubles.
+# Failures in a row without a new byte before giving up, and the seconds to wait after the first one, then doubled.
 ATTEMPTS = 5
 WAIT_SECONDS = 1.0
 
 TIMEOUT_SECONDS = 30
 
-# The answer to a part that is whole already, or longer than the file.
+# HTTP's "range not satisfiable": the part is complete, or longer than the file.
 NOTHING_FOLLOWS = 416
 
 
 def download(url: str, sha256: str, folder: Path) -> Path:
-    """Fetch a file, unless it lies in the folder already.
+    """Download a file, unless the folder has it.
 
     What has arrived is kept as `.part`, also if the process is killed, and the next call resumes from there. The
     session is that of huggingface_hub, which respects proxies and HF_HUB_OFFLINE.
 
     Args:
         url: The address; its last part is the name of the file.
-        sha256: What the file must hash to, in hexadecimal.
-        folder: Where it is kept; it exists.
+        sha256: The expected SHA-256 of the file, in hexadecimal.
+        folder: An existing folder for the file.
 
     Returns:
-        The path of the file.
+        The path of the file, whose SHA-256 is the expected one.
 
     Raises:
-        OSError: It could not be fetched, or it is another file.
+        OSError: The download failed, or the file has another SHA-256.
     """
     file = folder / url.rpartition("/")[2]
     if file.is_file() and file_sha256(file) == sha256:
@@ -67,7 +67,7 @@ def download(url: str, sha256: str, folder: Path) -> Path:
 
 
 def _fetch(url: str, part: Path) -> int:
-    """Add to a part what follows it, in one request; returns the server's answer."""
+    """Append the rest of the file to a part, in one request; returns the HTTP status."""
     size = _size(part)
     # A compressed transfer has no byte positions to resume from.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})

@@ -26,25 +26,38 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
-from corpus.atomic_files import atomic_folder
+from corpus.atomic_files import atomic_folder, exclusive
 from corpus.dataset import load_tokenizer
+from corpus.plain_text import escape_markdown, printable
 from corpus.shards import SplitWriter
-from corpus.sources import SPLITS, GiantMidi, JsbChorales, Maestro, MidiFolder, Mixture, PassedOver, Piece
+from corpus.sources import (
+    SPLITS,
+    VALIDATION_SHARE,
+    GiantMidi,
+    JsbChorales,
+    Maestro,
+    MidiFolder,
+    Mixture,
+    PassedOver,
+    Piece,
+)
 from corpus.vocabulary import find_encoding
 from tokenization import MusicTxTokenizer
 
-# The report is written last: a folder that holds one holds a whole corpus.
+# The report is written last: a folder with a report has a complete corpus.
 REPORT = "report.json"
 
-# Pieces that travel to a worker together: enough to hide the journey, few enough to keep all workers busy to the end.
+# Pieces that are sent to a worker together: enough to hide the cost of sending, few enough to keep all workers busy to
+# the end. A task ends with the piece that makes it this long, so that large files do not add up in memory.
 PIECES_PER_TASK = 8
+TASK_BYTES = 2_000_000
 
 # More names than this, of the files that were passed over, do not fit a screen; the report holds them all.
 NAMES_SHOWN = 20
 
 
 class Source(Protocol):
-    """Where pieces come from: one of the classes in `corpus.sources`."""
+    """One of the classes in `corpus.sources`."""
 
     name: str
     licence: str
@@ -88,6 +101,7 @@ def prepare(
     Raises:
         ValueError: No file of the source can be used, or `num_workers` is below 1.
         FileExistsError: There is something at `output_dir`.
+        BlockingIOError: Another process prepares a corpus at `output_dir`.
         OSError: `output_dir` cannot be written.
     """
     if num_workers < 1:
@@ -97,8 +111,8 @@ def prepare(
         raise ValueError(f"The vocabulary has {len(tokenizer)} tokens; a corpus stores at most {1 << 16}.")
     # A link is resolved, so that the corpus is on the disk that it points to.
     output_dir = Path(output_dir).resolve()
-    _may_write(output_dir, overwrite)
-    with atomic_folder(output_dir) as folder:
+    with exclusive(output_dir.with_name(f".{output_dir.name}.lock")), atomic_folder(output_dir) as folder:
+        _may_write(output_dir, overwrite)
         report = _write_pieces(source, folder, tokenizer, num_workers)
         tokenizer.save_pretrained(folder / "tokenizer")
         (folder / "README.md").write_text(_card(report), encoding="utf-8")
@@ -120,12 +134,12 @@ def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     counts = {split: Counter(pieces=0, notes=0, hours=0.0, tokens=0) for split in SPLITS}
     passed_over = {}
-    # All that grows with the number of files: the names that come, and for each what its ids hash to.
+    # All that grows with the number of files: the hash of each piece's ids, and its name.
     first_with: dict[bytes, str] = {}
     content = hashlib.sha256(json.dumps(tokens).encode())
     writers = {split: SplitWriter(folder / split) for split in SPLITS}
 
-    with tqdm(desc=source.name, total=len(source), unit="file") as progress:
+    with tqdm(desc=printable(source.name), total=len(source), unit="file") as progress:
 
         def usable() -> Iterator[Piece]:
             for file in source:
@@ -159,7 +173,7 @@ def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num
         name, reason = next(iter(passed_over.items()))
         raise ValueError(f"None of the {len(source)} files can be used, beginning with {name}: {reason}")
     for split, writer in writers.items():
-        # Given, because `datasets` would make it of the time of day.
+        # Given, because `datasets` would derive it from the time.
         writer.close(hashlib.sha256(f"{content.hexdigest()} {split}".encode()).hexdigest()[:16])
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(SPLITS)}), encoding="utf-8")
     return {
@@ -186,7 +200,7 @@ def _tokenize(
     try:
         while True:
             try:
-                while len(underway) < 2 * num_workers and (task := list(islice(pieces, PIECES_PER_TASK))):
+                while len(underway) < 2 * num_workers and (task := _take_task(pieces)):
                     underway.append(task)
                     results.append(pool.submit(_tokenize_task, [piece.music for piece in task]))
                 if not underway:
@@ -202,6 +216,17 @@ def _tokenize(
                     yield from _tokenize_one_by_one(underway.popleft(), tokenizer)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _take_task(pieces: Iterator[Piece]) -> list[Piece]:
+    """Take the pieces of a task; an empty list if none are left."""
+    task, size = [], 0
+    for piece in islice(pieces, PIECES_PER_TASK):
+        task.append(piece)
+        size += memoryview(piece.music).nbytes
+        if size >= TASK_BYTES:
+            break
+    return task
 
 
 def _tokenize_one_by_one(pieces: list[Piece], tokenizer: MusicTxTokenizer) -> Iterator[tuple[Piece, Tokenized | str]]:
@@ -259,10 +284,16 @@ def summary(report: dict) -> str:
     lines = [_table(report)]
     passed_over = report["passed_over"]
     lines.append(f"passed over: {len(passed_over):,} of {report['files']:,} files")
-    lines += [f"  {name}: {reason}" for name, reason in islice(passed_over.items(), NAMES_SHOWN)]
+    lines += [printable(f"  {name}: {reason}") for name, reason in islice(passed_over.items(), NAMES_SHOWN)]
     if len(passed_over) > NAMES_SHOWN:
         lines.append(f"  and {len(passed_over) - NAMES_SHOWN:,} more, which {REPORT} names")
     lines.append(f"fingerprint: {report['fingerprint']}")
+    for split in ("train", "validation"):
+        if not report["splits"][split]["pieces"]:
+            lines.append(
+                f"No piece fell into the {split} split, and training needs one: prepare a folder of few files with "
+                "another --validation_share, or with --metadata that has a column split."
+            )
     return "\n".join(lines)
 
 
@@ -288,7 +319,7 @@ configs:
   data_files:
 {files}---
 
-# {report["source"]}
+# {escape_markdown(report["source"])}
 
 Pieces as ids, from BOS to EOS, for training Music TX; the tokenizer is in `tokenizer/`.
 
@@ -360,6 +391,12 @@ def _parser() -> argparse.ArgumentParser:
     add("jsb", "the JSB Chorales, in their usual split", "Jsb16thSeparated.json")
     folder = add("folder", "your own MIDI files, split by content", "the folder or zip archive, with its subfolders")
     folder.add_argument("--metadata", help="a csv with file_name and any of split, composer and title")
+    folder.add_argument(
+        "--validation_share",
+        type=float,
+        default=VALIDATION_SHARE,
+        help="share of the files for validation, about; few files need a larger one (default: %(default)s)",
+    )
     mix = sources.add_parser("mix", help="corpora that are prepared already, as one", description="Mix corpora.")
     mix.add_argument("corpora", type=_mixture, help="folders and weights: data/maestro=1,data/giantmidi=0.5")
     for name in ("maestro", "giantmidi", "folder"):
@@ -390,22 +427,22 @@ def _source_and_tokenizer(options: argparse.Namespace) -> tuple[Source, MusicTxT
         return Maestro(options.path, options.version), tokenizer
     if options.source == "giantmidi":
         return GiantMidi(options.path), tokenizer
-    return MidiFolder(options.path, options.metadata), tokenizer
+    return MidiFolder(options.path, options.metadata, options.validation_share), tokenizer
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = _parser()
     options = parser.parse_args(argv)
     try:
         source, tokenizer = _source_and_tokenizer(options)
         report = prepare(source, options.output_dir, tokenizer, options.num_workers, options.overwrite)
         print(summary(report))
-        print(f"corpus: {options.output_dir}")
+        print(printable(f"corpus: {options.output_dir}"))
         if options.push_to_hub:
             print(f"published: {push_to_hub(options.output_dir, options.push_to_hub)}")
     except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing is left behind", file=sys.stderr)

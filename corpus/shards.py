@@ -1,8 +1,8 @@
-"""How a split lies on disk and on the Hub, written piece by piece and read from afar shard by shard.
+"""The files of a split, on disk and on the Hub: written piece by piece, streamed shard by shard.
 
-A split is a folder of Arrow files of bounded size that `datasets` opens, and beside them `index.arrow`, a record batch
-for each of the files, with length, weight and composer of every piece. By the index alone a reader knows where each
-token is, so that it can begin anywhere and fetch no more than the file it needs.
+A split is a folder of Arrow files of bounded size (shards), which `datasets` opens, and of `index.arrow`, which has a
+record batch for each shard with the length, weight and composer of its pieces. From the index follows where each token
+is, so that a stream can start anywhere and downloads only the shard that it needs.
 """
 
 import json
@@ -24,21 +24,21 @@ FEATURES = datasets.Features(
 )
 INDEX = pa.schema({"length": pa.uint32(), "weight": pa.float32(), "composer": pa.string()})
 
-# 16 million tokens: a reader from afar holds a file in memory, and shuffles its windows among themselves.
+# 16 million tokens: streaming keeps a whole shard in memory, and shuffles the windows within a shard.
 SHARD_BYTES = 32_000_000
 
-# Pieces are written together: large enough to read fast, small enough to hold in memory for every split.
+# Pieces are written in record batches, large enough to read fast and small enough to keep one for every split.
 BATCH_BYTES = 2_000_000
 
-# So many files a reader from afar keeps: while one comes to its end, the next begins.
+# Shards that streaming keeps in memory: two, because batches may cross from one to the next.
 SHARDS_KEPT = 2
 
 
 class SplitWriter:
-    """Writes a split; memory does not grow with it.
+    """Writes a split in bounded memory.
 
     Args:
-        folder: Where it will stand; made here.
+        folder: The folder of the split, which is created.
     """
 
     def __init__(self, folder: Path):
@@ -61,17 +61,17 @@ class SplitWriter:
             self._write_batch()
 
     def close(self, fingerprint: str) -> None:
-        """Write what is left, and what `datasets` must know.
+        """Write the last pieces, and the metadata that `datasets` reads.
 
         Args:
-            fingerprint: The name under which `datasets` keeps what is computed from the split.
+            fingerprint: Identifies the split in the cache of `datasets`.
         """
-        # A split without pieces has one file without rows, or it could not be loaded.
+        # A split without pieces needs a file without rows to be loaded.
         self._write_batch()
         self._end_shard()
         self._index.close()
         datasets.DatasetInfo(features=FEATURES).write_to_directory(self.folder)
-        # As `save_to_disk` writes it; that itself would write the whole split once more.
+        # The file that `save_to_disk` writes; calling it would write the whole split again.
         state = {
             "_data_files": [{"filename": name} for name in self._files],
             "_fingerprint": fingerprint,
@@ -116,13 +116,13 @@ class SplitWriter:
 
 
 class StreamedPieces:
-    """A split on another machine, whose shards are read when they are needed.
+    """A remote split, downloaded shard by shard as its tokens are read.
 
     Args:
-        url: The folder of the split, as for fsspec: `hf://datasets/user/name/train`.
+        url: The folder of the split as a URL of fsspec: `hf://datasets/user/name/train`.
 
     Raises:
-        OSError: It is not there, or cannot be reached.
+        OSError: It does not exist, or cannot be reached.
     """
 
     def __init__(self, url: str):
@@ -133,7 +133,7 @@ class StreamedPieces:
         self.weights = np.concatenate([shard["weight"].to_numpy() for shard in shards])
         self.composers = [name for shard in shards for name in shard["composer"].to_pylist()]
         self.shard_of_row = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
-        # Where in its shard a piece begins.
+        # Where each piece begins in its shard.
         self._starts = np.cumsum(self.lengths) - self.lengths
         self._starts -= self._starts[np.searchsorted(self.shard_of_row, self.shard_of_row)]
         self._tokens: dict[int, np.ndarray] = {}
@@ -149,7 +149,7 @@ class StreamedPieces:
         return self._shard(int(self.shard_of_row[row]))[first + start : first + stop]
 
     def _shard(self, number: int) -> np.ndarray:
-        """Fetch the tokens of a shard, or take them from the few that are kept."""
+        """Return the tokens of a shard, from memory or downloaded."""
         tokens = self._tokens.pop(number, None)
         if tokens is None:
             with fsspec.open(f"{self.url}/data-{number:05}.arrow") as file, pa.ipc.open_stream(file.read()) as shard:
@@ -162,5 +162,5 @@ class StreamedPieces:
         return tokens
 
     def __reduce__(self):
-        # A worker that is spawned fetches for itself.
+        # A spawned worker opens the URL itself.
         return StreamedPieces, (self.url,)

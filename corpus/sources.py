@@ -1,9 +1,8 @@
-"""Where pieces come from, and which split each belongs to.
+"""The sources of pieces, and the split of each piece.
 
-A source has a `name`, a `licence` and a length, and iterates over its files in an order that only their names and
-contents decide: each file as a `Piece`, or as `PassedOver` where there is nothing to learn from it. What is held out
-for validation and test comes before what is trained on, so that whoever leaves out doubles leaves them out of the
-training. A source knows files, not music.
+A source has a `name`, a `licence` and a length. It iterates over its files in an order that depends on their names and
+contents alone, and yields each file as a `Piece`, or as `PassedOver` if it cannot be used. Validation and test pieces
+come first, so that a duplicate is removed from the training split. Sources read bytes and do not parse MIDI.
 """
 
 import csv
@@ -11,8 +10,10 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
+import stat
 import unicodedata
 import zipfile
 import zlib
@@ -26,15 +27,16 @@ from huggingface_hub import cached_assets_path
 from corpus.dataset import load_corpus
 from corpus.download import download
 from tokenization.chorales import VOICES, steps_to_score
+from tokenization.midi_reader import MAX_BYTES, MIDI_SUFFIXES
 
 HELD_OUT = ("validation", "test")
 SPLITS = ("train", *HELD_OUT)
 
 # What reading a damaged, encrypted, vanished or forbidden file raises, from a disk or from an archive.
-UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
-# Longer than any music; what claims to be MIDI and is larger would cost memory alone.
-MAX_FILE_BYTES = 64_000_000
+# The share of a folder's files that are held out for validation, and for testing.
+VALIDATION_SHARE = TEST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,10 @@ class PassedOver:
 
 
 class Maestro:
-    """MAESTRO, every published version: ten years of a piano competition, played on pianos that record the keys.
+    """MAESTRO, every published version: performances of a piano competition, recorded as MIDI.
 
-    Read straight from the published archive, or from a folder where it was unpacked. The csv that lies with the music
-    names the files and gives the official split.
+    The files are read from the published archive, or from a folder where it was unpacked. The csv in it names them and
+    gives the official split.
 
     Args:
         path: `maestro-v3.0.0-midi.zip`, or a folder with the csv in it or one level below; None to download.
@@ -127,8 +129,9 @@ class Maestro:
 class GiantMidi:
     """GiantMIDI-Piano: recordings of ten thousand works, transcribed by a network.
 
-    Its authors hand it out. A name tells composer, title and recording, and a composition never stands in two splits:
-    its name decides, 90% train, 5% validation, 5% test. A recording that lies there under two titles joins them.
+    Its authors distribute it. The name of a file holds composer, title and recording. The hash of the composition's
+    name decides the split, 90% train, 5% validation, 5% test, so that a composition is in one split only; titles that
+    share a recording count as one composition.
 
     Args:
         path: The archive, or a folder where it was unpacked; the files may lie in folders in it.
@@ -152,7 +155,7 @@ class GiantMidi:
 
     def __init__(self, path: str | Path):
         self.files = _Files(path)
-        self.names = [name for name in self.files.names if name.lower().endswith((".mid", ".midi"))]
+        self.names = [name for name in self.files.names if name.lower().endswith(MIDI_SUFFIXES)]
         self.parts = {name: self._parse(name) for name in self.names}
         if not any(parts["recording"] for parts in self.parts.values()):
             raise ValueError(f'{path} holds no file named as GiantMIDI-Piano does, "Composer, Title, RECORDING.mid".')
@@ -181,7 +184,7 @@ class GiantMidi:
 
         keys = {}
         for name, parts in self.parts.items():
-            # The evaluation set writes neither accents nor points, and seldom first names.
+            # The evaluation set has neither accents nor periods, and seldom first names.
             keys[name] = _letters(parts["composer"].partition(",")[0] + parts["title"])
             if parts["recording"]:
                 one, other = sorted((find(keys[name]), find(f"~{parts['recording']}")))
@@ -222,16 +225,18 @@ class JsbChorales:
             chorales = json.loads(Path(path).read_bytes())
             by_split = {split: chorales[split] for split in ("valid", "test", "train")}
             self.chorales = [
-                (f"{split}/{number:03}", split.replace("valid", "validation"), np.array(steps, dtype=np.int64))
+                (f"{split}/{number:03}", split.replace("valid", "validation"), np.array(steps))
                 for split, chorales in by_split.items()
                 for number, steps in enumerate(chorales)
             ]
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {_reason(error)}.") from None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise ValueError(wanted) from None
         for _, _, steps in self.chorales:
-            if steps.ndim != 2 or steps.shape[1] != len(VOICES) or not -1 <= steps.min() <= steps.max() <= 127:
+            # Whole numbers that fit 64 bits: of others NumPy makes an array of another type.
+            is_grid = steps.dtype == np.int64 and steps.ndim == 2 and steps.shape[1] == len(VOICES)
+            if not is_grid or not -1 <= steps.min() <= steps.max() <= 127:
                 raise ValueError(wanted)
 
     def __len__(self) -> int:
@@ -243,7 +248,7 @@ class JsbChorales:
 
 
 class MidiFolder:
-    """A folder of one's own, or an archive: every .mid, .midi and .smf file in it, gzipped or not, however deep.
+    """A folder of one's own, or an archive: every file of MIDI_SUFFIXES in it, gzipped or not, however deep.
 
     The content of a file decides its split, 90% train, 5% validation, 5% test, so that adding, moving and renaming
     files never moves a piece into another split.
@@ -252,15 +257,25 @@ class MidiFolder:
         path: The folder or the zip archive.
         metadata: A csv with the column `file_name`, relative to the folder, and any of `split`, `composer` and
             `title`. A split that it gives counts; where it gives none, the content decides.
+        validation_share: The share of the files for validation, about: what is more is taken from the train split.
 
     Raises:
-        ValueError: There is no such folder, no MIDI file in it, or the metadata do not fit.
+        ValueError: There is no such folder, no MIDI file in it, the metadata do not fit, or the share is not between
+            0 and 0.95.
     """
 
     licence = "other"
-    suffixes = (".mid", ".midi", ".smf")
+    suffixes = MIDI_SUFFIXES
 
-    def __init__(self, path: str | Path, metadata: str | Path | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        metadata: str | Path | None = None,
+        validation_share: float = VALIDATION_SHARE,
+    ):
+        if not 0 < validation_share < 1 - TEST_SHARE:
+            raise ValueError(f"validation_share ({validation_share}) must be more than 0 and less than 0.95.")
+        self.validation_share = validation_share
         self.files = _Files(path)
         self.name = Path(path).resolve().stem
         self.names = [name for name in self.files.names if name.lower().removesuffix(".gz").endswith(self.suffixes)]
@@ -280,15 +295,16 @@ class MidiFolder:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Piece | PassedOver]:
-        # Only its content tells the split of a file, and to keep it until its turn would take the whole folder's
-        # memory: what decides by its content is read twice.
+        # The split of a file without a given one depends on its content. Such files are read twice, because keeping
+        # them until their turn would take as much memory as the folder.
         for held_out in (True, False):
             for name in self.names:
                 row = self.metadata.get(name, {})
                 given = row.get("split")
                 if given and (given in HELD_OUT) != held_out:
                     continue
-                file = _piece(self.files, name, name, given, row.get("composer") or "", row.get("title") or "")
+                composer, title = row.get("composer") or "", row.get("title") or ""
+                file = _piece(self.files, name, name, given, composer, title, self.validation_share)
                 if given or held_out == (isinstance(file, Piece) and file.split in HELD_OUT):
                     yield file
 
@@ -347,28 +363,41 @@ class _Files:
         elif zipfile.is_zipfile(path):
             try:
                 self.archive = zipfile.ZipFile(path)
-            except zipfile.BadZipFile as error:
-                raise ValueError(f"{path} is a broken zip archive: {error}.") from None
+            # NotImplementedError: a version that Python does not support; ValueError: a name that is no text.
+            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+                raise ValueError(f"{path} is a zip archive that cannot be read: {error}.") from None
             self.names = sorted(info.filename for info in self.archive.infolist() if not info.is_dir())
         elif path.exists():
             raise ValueError(f"{path} is neither a folder nor a zip archive.")
         else:
             raise ValueError(f"{path} does not exist.")
+        self._known = frozenset(self.names)
 
     def read(self, name: str) -> bytes:
         """Return what a file holds, unpacked if it is gzipped; raises one of UNREADABLE."""
-        try:
-            opened = self.archive.open(name) if self.archive else (self.path / name).open("rb")
-        except KeyError:
-            raise FileNotFoundError("not in the archive") from None
+        if name not in self._known:
+            # Also a name that a table gives and that leads out of the folder.
+            raise FileNotFoundError("not in the archive" if self.archive else "not in the folder")
+        # To open a named pipe would wait for a writer.
+        if self.archive is None and not stat.S_ISREG((self.path / name).stat().st_mode):
+            raise OSError("no regular file")
+        opened = self.archive.open(name) if self.archive else (self.path / name).open("rb")
         with opened as raw, gzip.open(raw) if name.lower().endswith(".gz") else raw as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise OSError(f"more than {MAX_FILE_BYTES // 1_000_000} MB")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise OSError(f"more than {MAX_BYTES // 1_000_000} MB, and so no music")
         return content
 
 
-def _piece(files: _Files, file: str, name: str, split: str | None, composer: str, title: str) -> Piece | PassedOver:
+def _piece(
+    files: _Files,
+    file: str,
+    name: str,
+    split: str | None,
+    composer: str,
+    title: str,
+    validation_share: float = VALIDATION_SHARE,
+) -> Piece | PassedOver:
     """Read a file; its content decides its split where none is given."""
     # A name may hold bytes that are no text.
     name = os.fsencode(name).decode(errors="replace")
@@ -376,17 +405,18 @@ def _piece(files: _Files, file: str, name: str, split: str | None, composer: str
         midi = files.read(file)
     except UNREADABLE as error:
         return PassedOver(name, _reason(error))
-    return Piece(name, split or _split(midi), midi, composer, title)
+    return Piece(name, split or _split(midi, validation_share), midi, composer, title)
 
 
-def _split(content: bytes) -> str:
-    """Read the hash of a content as a share of 1."""
+def _split(content: bytes, validation_share: float = VALIDATION_SHARE) -> str:
+    """Choose a split by the hash of a content, read as a share of 1."""
     share = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
-    return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
+    held_out = round(1 - TEST_SHARE - validation_share, 9)  # 0.9, and not the float below it
+    return "train" if share < held_out else "validation" if share < 1 - TEST_SHARE else "test"
 
 
 def _rows(table: bytes, what: str | Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Read a csv, and see that it has the columns and splits that we know."""
+    """Read a csv, and check its columns and splits."""
     try:
         rows = list(csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:

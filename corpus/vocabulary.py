@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus.plain_text import printable
 from corpus.sources import GiantMidi, Maestro, MidiFolder, Piece
 from tokenization import MusicTxTokenizer
 from tokenization.encodings import ENCODINGS
@@ -62,7 +63,7 @@ def readable(tokenizer: MusicTxTokenizer, pieces: list[Piece], limit: int) -> tu
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m corpus.vocabulary", description="Make a tokenizer, and train it.")
     parser.add_argument("source", choices=SOURCES, help="source of the music; the train split is used")
     parser.add_argument("--input", metavar="PATH", required=True, help="its archive or folder")
@@ -85,15 +86,18 @@ def main(argv: list[str] | None = None) -> int:
         trained = tokenizer.train_new_from_iterator(music, options.vocab_size, options.model)
         trained.save_pretrained(options.output_dir)
     except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
+        return 130
     print(f"{len(music)} pieces gave {len(trained) - len(tokenizer)} new tokens beside the {len(tokenizer)} before")
     held_out = [piece for piece in pieces if piece.split == "validation"]
     music, before = readable(tokenizer, held_out, MEASURED_PIECES)
     if music:
         after = sum(len(trained.encode(each)) for each in music)
         print(f"{len(music)} validation pieces: {before:,} tokens without them, {after:,} with ({after / before:.0%})")
-    print(f"tokenizer: {options.output_dir}")
+    print(printable(f"tokenizer: {options.output_dir}"))
     return 0
 
 

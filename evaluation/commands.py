@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from evaluation.plain_text import printable
+from corpus.plain_text import printable
 
 
 def run_command(name: str, action: Callable[[], None], stopped: str = "stopped") -> int:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from symusic import Score
 
+from corpus.plain_text import printable
 from evaluation.comparison import compare
-from evaluation.plain_text import printable
 
 # Times are sorted into half octaves of seconds, 12 ms to 8.6 s, and what lies beyond. None of the bounds is a multiple
 # of 10 ms, so that rounding does not decide.
@@ -79,15 +79,36 @@ def score_to_arrays(score: Score) -> NoteArrays:
         np.concatenate([np.empty(0), *(track[name] for track in tracks)])
         for name in ("time", "duration", "pitch", "velocity")
     )
-    order = np.lexsort((pitch, time))
-    order = order[duration[order] > 0]
-    time, duration, pitch, velocity = (field[order] for field in (time, duration, pitch, velocity))
-    hours = ((time + duration).max() - time[0]) / 3600 if len(time) else 0
+    return _in_order(time, time + duration, pitch, velocity)
+
+
+def midi_to_arrays(midi: bytes | Path) -> NoteArrays:
+    """Read a MIDI file, or its bytes, as `score_to_arrays` does a score; notes are as long as they are written.
+
+    Raises:
+        ValueError: It is no MIDI file, a broken one, or its numbers make no sense.
+        OSError: It cannot be read.
+    """
+    # Imported here, for it takes seconds.
+    from tokenization.midi_reader import read_midi
+
+    file = read_midi(midi)
+    is_melodic = ~file.is_drum
+    start, end, pitch, velocity = (field[is_melodic] for field in (file.start, file.end, file.pitch, file.velocity))
+    return _in_order(file.to_seconds(start), file.to_seconds(end), pitch, velocity)
+
+
+def _in_order(start: np.ndarray, end: np.ndarray, pitch: np.ndarray, velocity: np.ndarray) -> NoteArrays:
+    """Sort notes, `[N]` each, and check them."""
+    order = np.lexsort((pitch, start))
+    order = order[end[order] > start[order]]
+    start, end, pitch, velocity = (field[order] for field in (start, end, pitch, velocity))
+    hours = (end.max() - start[0]) / 3600 if len(start) else 0
     if not hours <= MAX_HOURS:
         raise ValueError(f"{hours:.0f} hours long; more than {MAX_HOURS} mean that the file is broken")
     if pitch.min(initial=0) < 0:
         raise ValueError(f"a note of pitch {pitch.min():.0f}; pitches are 0 to 127")
-    return NoteArrays(time, time + duration, pitch.astype(int), velocity.astype(int))
+    return NoteArrays(start, end, pitch.astype(int), velocity.astype(int))
 
 
 def cut(notes: NoteArrays, seconds: float) -> NoteArrays:
@@ -295,22 +316,25 @@ def read_folder(folder: Path, seconds: float | None = None, pedal: bool = False)
     Raises:
         ValueError: There is no MIDI file.
     """
-    if pedal:
-        # Imported here, for it takes seconds.
-        from tokenization import MusicTxTokenizer
+    # Imported here, for it takes seconds.
+    from tokenization import MusicTxTokenizer
+    from tokenization.midi_reader import MIDI_SUFFIXES
 
-        tokenizer = MusicTxTokenizer()
+    tokenizer = MusicTxTokenizer() if pedal else None
     pieces = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi")):
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in MIDI_SUFFIXES or not path.is_file():
+            continue
         try:
-            notes = score_to_arrays(tokenizer.to_score(tokenizer.encode(path)) if pedal else Score(path))
-        except (OSError, RuntimeError, ValueError) as error:  # symusic raises RuntimeError for broken files
-            print(printable(f"passed over {path}: {' '.join(str(error).split())}"), file=sys.stderr)
+            notes = score_to_arrays(tokenizer.to_score(tokenizer.encode(path))) if pedal else midi_to_arrays(path)
+        except (OSError, ValueError) as error:
+            reason = str(error).removeprefix(f"{path}: ").removesuffix(".")
+            print(printable(f"passed over {path}: {reason}"), file=sys.stderr)
             continue
         pieces[str(path)] = notes if seconds is None else cut(notes, seconds)
     if not pieces:
         raise ValueError(
-            f"{folder} holds no MIDI file that can be read; give a folder with .mid or .midi files in it."
+            f"{folder} holds no MIDI file that can be read; give a folder with {', '.join(MIDI_SUFFIXES)} files in it."
         )
     return pieces
 
@@ -339,7 +363,7 @@ def compare_tables(table: dict[str, np.ndarray], reference: dict[str, np.ndarray
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.metrics", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of MIDI files")
     parser.add_argument("--reference", type=Path, help="folder of MIDI files to compare with")
@@ -354,6 +378,9 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(printable(f"{parser.prog}: {error}"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
+        return 130
 
     table = tabulate(pieces.values())
     found = {"pieces": {path: describe(notes) for path, notes in pieces.items()}}

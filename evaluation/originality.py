@@ -17,6 +17,7 @@ Source: seeds and local alignment as in sequence search: Smith & Waterman 1981; 
 import argparse
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -29,9 +30,9 @@ from safetensors.numpy import load_file, save_file
 from symusic import Score
 
 from corpus.dataset import load_corpus, load_tokenizer
+from corpus.plain_text import print_line
 from evaluation.commands import run_command
-from evaluation.metrics import score_to_arrays
-from evaluation.plain_text import printable
+from evaluation.metrics import NoteArrays, midi_to_arrays, score_to_arrays
 from tokenization import MusicTxTokenizer
 from tokenization.performance import piano_score
 
@@ -124,9 +125,9 @@ class Originality(NamedTuple):
     is_copy: bool
 
 
-def read_line(score: Score) -> Line:
-    """Return the notes of a score, without drums, as one line."""
-    notes = score_to_arrays(score)
+def read_line(music: "Score | NoteArrays") -> Line:
+    """Return the notes of a piece, without a score's drums, as one line."""
+    notes = music if isinstance(music, NoteArrays) else score_to_arrays(music)
     chord = np.cumsum(np.diff(notes.start, prepend=0) >= CHORD_SECONDS)
     order = np.lexsort((notes.pitch, chord))
     # A chord begins with the first of its notes, and they are still in the order of their starts.
@@ -296,6 +297,7 @@ class Index:
         save_file(self.line._asdict() | {"seeds": self.seeds, "places": self.places}, folder / ARRAYS)
         facts = {"names": self.names, "ends": self.ends.tolist(), "baseline_scores": self.baseline_scores}
         (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copymode(folder / FACTS, folder / ARRAYS)  # safetensors writes files that no other user can read
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
@@ -313,7 +315,7 @@ class Index:
             index.names, index.ends = facts["names"], np.array(facts["ends"], dtype=np.int64)
             index.baseline_scores = facts["baseline_scores"]
             index._check()
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as error:
             raise ValueError(
                 f"{folder} holds no index that can be read; make one with the command build ({error})."
             ) from None
@@ -326,10 +328,12 @@ class Index:
             all(array.ndim == 1 for array in arrays)
             and all(len(field) == notes for field in self.line)
             and len(self.seeds) == len(self.places)
-            and self.seeds.dtype == np.uint64
-            and self.line.pitch.dtype == np.uint8
+            and [array.dtype for array in self.line] == [np.float32] * 3 + [np.uint8] * 2
+            and (self.seeds.dtype, self.places.dtype) == (np.uint64, np.int32)
+            and all(np.isfinite(times).all() for times in self.line[:3])
             and ((self.places >= 0) & (self.places < notes)).all()
             and len(self.names) == len(self.ends)
+            and all(isinstance(name, str) for name in self.names)
             and (np.diff(self.ends, prepend=0) >= 0).all()
             and self.ends[-1:].tolist() == [notes]
             and all(isinstance(score, int) for score in self.baseline_scores)
@@ -470,7 +474,8 @@ def _check(args: argparse.Namespace) -> None:
     """Search files for copies."""
     index = Index.load(args.index)
     for path in args.midi:
-        print(printable(report(path, index, args.output_dir)), flush=True)
+        if not print_line(report(path, index, args.output_dir)):
+            break
 
 
 def report(path: Path, index: Index, output_dir: Path | None = None) -> str:
@@ -488,9 +493,9 @@ def report(path: Path, index: Index, output_dir: Path | None = None) -> str:
         ValueError: It is no MIDI file.
     """
     try:
-        line = read_line(Score.from_midi(path.read_bytes()))
-    except (RuntimeError, ValueError) as error:  # symusic raises RuntimeError for broken files
-        raise ValueError(f"{path}: not a MIDI file, or a broken one ({error}).") from None
+        line = read_line(midi_to_arrays(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from None
     found = index.search(line)
     passage = found.passage
     if output_dir and passage.alignment_score:

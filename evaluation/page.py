@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluation.plain_text import escape_markdown
+from corpus.plain_text import escape_markdown
 
 # The statistics of the model card; the page has all.
 FOR_CARD = (

@@ -26,16 +26,16 @@ from datasets import DatasetDict
 from symusic import Score
 
 from corpus.dataset import EvaluationWindows, load_corpus, load_tokenizer
+from corpus.plain_text import printable
 from evaluation import originality
 from evaluation.attention import attention_by_distance, octaves
 from evaluation.commands import run_command
 from evaluation.comparison import compare
 from evaluation.likelihood import amount_of_music, score, summarize
 from evaluation.loading import find_model, load_model, load_model_tokenizer
-from evaluation.metrics import AMOUNTS, score_to_arrays, self_similarity, tabulate
+from evaluation.metrics import AMOUNTS, midi_to_arrays, score_to_arrays, self_similarity, tabulate
 from evaluation.page import facts_for_card, write_page
 from evaluation.pictures import draw_attention, draw_histograms, draw_self_similarity
-from evaluation.plain_text import printable
 from evaluation.sampling import excerpt_scores, sample_scores
 from tokenization import MusicTxTokenizer
 
@@ -113,7 +113,7 @@ def measure_originality(paths: list[Path], index: originality.Index, folder: Pat
         `pieces` in the training set; the `baseline_scores` of held-out music; the result for each file by its name in
         `found`; and `lines` of text about those whose passages were written.
     """
-    found = {path: index.search(originality.read_line(Score(path))) for path in paths}
+    found = {path: index.search(originality.read_line(midi_to_arrays(path))) for path in paths}
     most_alike = max(paths, key=lambda path: found[path].passage.alignment_score)
     written = [path for path in paths if path == most_alike or found[path].is_copy]
     return {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from corpus.plain_text import printable
 from evaluation.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
-from evaluation.plain_text import printable
 from hub.contents import published_files
 from tokenization import MidiGenerationPipeline
 
@@ -44,7 +44,7 @@ def bundle(folder: Path, output_dir: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m hub.bundle", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import get_origin
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from corpus.plain_text import printable
 from evaluation.commands import run_command
-from evaluation.plain_text import printable
 
 # What the types of facts are called in JSON.
 KINDS = {str: "a string", int: "a whole number", dict: "an object"}
@@ -82,7 +82,7 @@ def read_facts(paths: list[Path]) -> Facts:
     for path in paths:
         try:
             found |= json.loads(path.read_text(encoding="utf-8"))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a JSON object of facts: {error}.") from error
     names = [fact.name for fact in fields(Facts)]
     if unknown := sorted(found.keys() - set(names)):
@@ -96,7 +96,8 @@ def read_facts(paths: list[Path]) -> Facts:
     if odd := [name for name, row in rows if row.keys() != {"model", "validation"}]:
         raise ValueError(f"statistics and overlap need the two numbers model and validation each: {', '.join(odd)}.")
     numbers = [*facts.nll.values(), *(number for _, row in rows for number in row.values())]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+    # JSON knows whole numbers that no float holds, and Python's has NaN.
+    if not all(type(number) in (int, float) and abs(number) < 1e15 for number in numbers):
         raise ValueError("nll, statistics and overlap must be finite numbers.")
     return facts
 
@@ -107,6 +108,8 @@ def _check_types(facts: Facts) -> None:
         value, kind = getattr(facts, fact.name), get_origin(fact.type) or fact.type
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{fact.name} is {json.dumps(value)}; it must be {KINDS[kind]}.")
+        if kind is int and value < 1:
+            raise ValueError(f"{fact.name} is {value}; it must be at least 1.")
     for name in ("statistics", "overlap"):
         if odd := [row for row, numbers in getattr(facts, name).items() if not isinstance(numbers, dict)]:
             raise ValueError(f"{name} need an object with model and validation for each row: {', '.join(odd)}.")
@@ -135,16 +138,19 @@ def count_parameters(folder: Path) -> int:
         The number of parameters.
 
     Raises:
-        ValueError: If the folder holds no weights.
+        ValueError: If the folder holds no weights, or broken ones.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no model.safetensors; save the model there with save_pretrained.")
     count = 0
     for file in files:
-        with safe_open(file, framework="numpy") as weights:
-            # Shapes stand in the header: no tensor is read.
-            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        try:
+            with safe_open(file, framework="numpy") as weights:
+                # Shapes are in the header: no tensor is read.
+                count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is broken ({error}); save the model again.") from error
     return count
 
 
@@ -188,6 +194,8 @@ def make_card(folder: Path, facts: Facts) -> ModelCard:
         ],
     )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}/config.json holds no JSON object; save the model again.")
     return ModelCard.from_template(
         data,
         str(TEMPLATE),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from corpus.plain_text import printable
 from evaluation.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
-from evaluation.plain_text import printable
 from evaluation.rendering import piano_roll
 from hub.contents import PICTURE, SAMPLE
 from tokenization import MidiGenerationPipeline, generate_music
@@ -45,7 +45,7 @@ def add_sample(folder: Path, seconds: float = 30.0) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a mistake of the user."""
+    """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m hub.sample", description="Add a sample to a model's folder.")
     parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
     parser.add_argument("--seconds", type=float, default=30.0, help="seconds of music (default: 30)")

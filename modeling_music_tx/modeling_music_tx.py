@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -322,6 +323,9 @@ class MusicTxPreTrainedModel(PreTrainedModel):
             file = __name__.split(".")[-1]
             self.config.auto_map = {auto: f"{file}.{kind.__name__}" for auto, kind in others.items()} | known
         super().save_pretrained(save_directory, *args, **kwargs)
+        # safetensors writes files that no other user can read.
+        for weights in Path(save_directory).glob("*.safetensors"):
+            shutil.copymode(Path(save_directory, "config.json"), weights)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -1,5 +1,9 @@
 """The benchmarks run as documented, stop if the fast way is wrong, and report what they measured."""
 
+import multiprocessing
+import time
+
+import psutil
 import pytest
 import torch
 
@@ -45,6 +49,19 @@ def test_every_benchmark_runs_and_the_report_shows_what_it_measured(tmp_path, ca
 
     report.main(["--room", str(tmp_path)])
     assert readme.read_text() == page
+
+
+def test_a_busy_neighbour_keeps_a_core_busy_until_the_benchmark_ends():
+    before = set(multiprocessing.active_children())
+    measure.parsed(measure.parser("a benchmark"), ["--quick", "--threads", "1", "--neighbours", "1"], {})
+    (neighbour,) = set(multiprocessing.active_children()) - before
+    assert neighbour.daemon
+    deadline = time.monotonic() + 600
+    while psutil.Process(neighbour.pid).cpu_times().user < 0.5:
+        assert neighbour.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    neighbour.terminate()
 
 
 def test_quick_numbers_are_not_kept_unless_asked_for():

@@ -113,6 +113,9 @@ def test_a_gap_in_the_facts_is_named_and_no_card_is_written(folder, capsys, fact
         ({"statistics": [["polyphony", 3.0]]}, "statistics"),
         ({"statistics": {"polyphony": 3.0}}, "polyphony"),
         ({"overlap": {"silence": ["model", "validation"]}}, "silence"),
+        ({"nll": {"validation": True}}, "finite"),
+        ({"nll": {"validation": 10**400}}, "finite"),
+        ({"window": -1}, "window is -1"),
     ],
 )
 def test_a_fact_that_cannot_be_meant_is_refused(folder, capsys, change, word):
@@ -123,6 +126,9 @@ def test_a_fact_that_cannot_be_meant_is_refused(folder, capsys, change, word):
 
 def test_facts_that_are_no_object_end_in_one_line(folder, capsys):
     assert write(folder, ["license"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    (folder / "deep.json").write_text(100_000 * "[")
+    assert main([str(folder), "--facts", str(folder / "deep.json")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -176,6 +182,15 @@ def test_how_like_the_training_split_the_music_is_stands_in_a_table_where_it_was
     table = "| | this model | MAESTRO v2.0.0, validation |\n|---|---|---|\n| notes per second | 0.88 | 0.98 |"
     assert f"\n\n{table}\n\n## Limits\n" in text
     assert text.startswith(without[: without.index("## Limits")])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_model_ends_in_one_line(folder, capsys, name):
+    (folder / name).write_text("[]")
+    assert write(folder, FACTS) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert name in error
 
 
 def test_a_folder_without_a_model_is_refused(folder, capsys):

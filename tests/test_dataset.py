@@ -1,5 +1,7 @@
 """Windows over prepared pieces: what training and evaluation see, and that a seed and an index say it all."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,16 @@ def same(left, right):
 @pytest.fixture
 def pieces():
     return pieces_of(2, 50, 64, 65, 700, 301, 128)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error_and_not_a_signal(tmp_path):
+    DatasetDict({"train": pieces_of(*[1000] * 8)}).save_to_disk(tmp_path)
+    crops = Crops(load_corpus(tmp_path)["train"], 64)
+    crops[0]
+    (path,) = tmp_path.glob("train/data-*.arrow")
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(OSError, match="has become shorter while it is read"):
+        crops[1]
 
 
 @pytest.mark.parametrize("windows", [Crops, EvaluationWindows])

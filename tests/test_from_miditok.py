@@ -245,8 +245,8 @@ def test_what_cannot_be_written_is_named_with_the_reason(make, broken_midis, mak
     tokenizer = make("REMI")
     for flaw, message in {
         "text": "not a MIDI file",
-        "truncated": "not a MIDI file, or a broken one",
-        "no time": "0 ticks per quarter",
+        "truncated": "a broken MIDI file: cut off",
+        "no time": "a broken MIDI file: 0 ticks per quarter",
         "no notes": "no notes in it",
         "only drums": "only drums in it",
     }.items():

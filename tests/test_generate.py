@@ -532,6 +532,16 @@ def test_a_file_alone_on_the_command_line_or_from_standard_input_is_the_prompt(r
     assert one == two == three
 
 
+def test_what_a_terminal_would_obey_in_a_name_is_shown_as_an_escape(run, tmp_path, capsys):
+    run("--output_dir", "a\x1b[2Jb")
+    with pytest.raises(SystemExit):
+        run("--prompt", "a\x1b[2Jb.mid")
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert r"a\x1b[2Jb/sample" in said.out
+    assert r"a\x1b[2Jb.mid" in said.err
+
+
 def test_two_prompts_are_refused(run, prompt, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(prompt, "--prompt", prompt)

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from symusic import ControlChange, Note, Score, Tempo, Track
 
-from evaluation.metrics import TIME_BOUNDS, cut, describe, histograms, main, score_to_arrays, self_similarity, tabulate
+from evaluation.metrics import (
+    TIME_BOUNDS,
+    cut,
+    describe,
+    histograms,
+    main,
+    midi_to_arrays,
+    read_folder,
+    score_to_arrays,
+    self_similarity,
+    tabulate,
+)
 
 
 def score_of(*notes, ticks_per_quarter=500, quarters_per_minute=120, is_drum=False):
@@ -292,7 +303,7 @@ def test_the_command_describes_a_folder_and_passes_over_what_is_broken(midi_fold
     assert "midi: 6" in printed.out
     pieces = json.loads(output.read_text())["pieces"]
     (six,) = (piece for path, piece in pieces.items() if path.endswith("six.mid"))
-    assert six == describe(cut(score_to_arrays(Score(midi_folder / "deeper" / "six.mid")), 5))
+    assert six == describe(cut(midi_to_arrays(midi_folder / "deeper" / "six.mid"), 5))
     assert max(piece["seconds"] for piece in pieces.values()) == pytest.approx(5)
 
 
@@ -317,6 +328,22 @@ def test_with_the_pedal_notes_last_as_long_as_they_sound(make_score, tmp_path):
         (piece,) = json.loads((tmp_path / "found.json").read_text())["pieces"].values()
         lengths.append(piece["note_seconds"])
     assert lengths[1] > 1.5 * lengths[0]
+
+
+@pytest.mark.parametrize("suffix", [".mid", ".kar", ".RMI"])
+def test_files_have_the_clock_of_the_tokenizer(tmp_path, suffix):
+    # Of seventeen tempos and more at hand, two at one tick: the last of the file counts.
+    tempos = b"".join(b"\0\xff\x51\3" + (10**6 - 10_000 * number).to_bytes(3, "big") for number in range(51))
+    track = tempos + bytes.fromhex("00903c40 8360803c00 00903e40 8360803e00 00ff2f00")
+    midi = bytes.fromhex("4d546864 00000006 0000 0001 01e0 4d54726b") + len(track).to_bytes(4, "big") + track
+    if suffix == ".RMI":
+        midi = b"RIFF" + (len(midi) + 12).to_bytes(4, "little") + b"RMIDdata" + len(midi).to_bytes(4, "little") + midi
+    path = tmp_path / f"piece{suffix}"
+    path.write_bytes(midi)
+    for pedal in (False, True):
+        (notes,) = read_folder(tmp_path, pedal=pedal).values()
+        assert notes.start.tolist() == pytest.approx([0, 0.5])
+        assert notes.end.tolist() == pytest.approx([0.5, 1])
 
 
 @pytest.mark.parametrize("pedal", [[], ["--pedal"]])

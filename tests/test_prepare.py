@@ -18,9 +18,9 @@ from transformers import AutoTokenizer
 
 from corpus import prepare as preparation
 from corpus import shards
-from corpus.dataset import load_corpus
+from corpus.dataset import EvaluationWindows, load_corpus
 from corpus.prepare import main, prepare
-from corpus.sources import Maestro, MidiFolder, Mixture
+from corpus.sources import Maestro, MidiFolder, Mixture, Piece
 from tokenization import MusicTxTokenizer
 
 CHECKOUT = Path(__file__).parents[1]
@@ -148,6 +148,14 @@ def test_doubles_are_passed_over_with_the_name_of_the_first(midi_folder, tmp_pat
     shutil.copy(midi_folder / "one.mid", midi_folder / "deeper" / "double.mid")
     report = prepare(MidiFolder(midi_folder), tmp_path / "corpus", num_workers=1)
     assert report["passed_over"] == {"one.mid": "the same music as deeper/double.mid"}
+
+
+def test_a_task_is_bounded_by_bytes_and_by_pieces(monkeypatch):
+    monkeypatch.setattr(preparation, "TASK_BYTES", 100)
+    small, large = Piece("small", "train", b"1234567890"), Piece("large", "train", bytes(1000))
+    pieces = iter([small, large, *[small] * (preparation.PIECES_PER_TASK + 1), large, large])
+    tasks = [[piece.name for piece in task] for task in iter(lambda: preparation._take_task(pieces), [])]
+    assert tasks == [["small", "large"], ["small"] * preparation.PIECES_PER_TASK, ["small", "large"], ["large"]]
 
 
 @only_where_workers_are_forked
@@ -313,6 +321,21 @@ def test_a_folder_that_is_no_corpus_is_never_replaced(maestro, midi_folder):
     assert bytes_of(midi_folder) == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_two_processes_do_not_prepare_one_corpus_at_the_same_time(maestro, tmp_path, capsys):
+    hold = "import sys, time; from pathlib import Path; from corpus.atomic_files import exclusive\n"
+    hold += "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", hold, tmp_path / ".corpus.lock"]
+    words = ["maestro", "--input", maestro, "--output_dir", str(tmp_path / "corpus"), "--num_workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as other:
+        assert other.stdout.readline() == "held\n"
+        assert main([*words, "--overwrite"]) == 2
+        assert f"process {other.pid} writes there" in capsys.readouterr().err
+        other.kill()
+    assert main(words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
 def test_an_error_midway_leaves_what_stood_there_and_nothing_else(maestro, tmp_path):
     prepare(Maestro(maestro), tmp_path / "corpus", num_workers=1)
     before = bytes_of(tmp_path)
@@ -331,12 +354,10 @@ def test_an_error_midway_leaves_what_stood_there_and_nothing_else(maestro, tmp_p
 
 @only_where_workers_are_forked
 def test_a_killed_run_leaves_no_corpus_and_no_workers_and_the_next_run_cleans_up(many_midis, tmp_path):
-    # Nobody writes to the pipe: the run stops there for good, with its first pieces done.
-    os.mkfifo(many_midis / "zz.mid")
-    with (many_midis / "maestro.csv").open("w", encoding="utf-8", newline="") as lines:
-        names = sorted(path.name for path in many_midis.glob("*.mid"))
-        csv.writer(lines).writerows([["split", "midi_filename"], *(["train", name] for name in names)])
-    command = [sys.executable, "-m", "corpus.prepare", "maestro", "--input", many_midis, "--num_workers", "2"]
+    # The run stops after its last file for good, with its first pieces done.
+    stopping = "from corpus import prepare, sources; import sys, time; read = sources.MidiFolder.__iter__; "
+    stopping += "sources.MidiFolder.__iter__ = lambda self: (yield from read(self)) or time.sleep(600); prepare.main()"
+    command = [sys.executable, "-c", stopping, "folder", "--input", many_midis, "--num_workers", "2"]
     run = subprocess.Popen([*command, "--output_dir", tmp_path / "corpus"], cwd=CHECKOUT, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     wait_until(lambda: run.poll() is not None or len(children.read_text().split()) == 2)
@@ -348,7 +369,6 @@ def test_a_killed_run_leaves_no_corpus_and_no_workers_and_the_next_run_cleans_up
     assert list(tmp_path.glob(".corpus.unfinished-*"))
     wait_until(lambda: not any(worker.exists() for worker in workers))
 
-    (many_midis / "zz.mid").unlink()
     prepare(MidiFolder(many_midis), tmp_path / "corpus", num_workers=1)
     assert len(rows_of(tmp_path / "corpus")) == len(MidiFolder(many_midis))
     assert not list(tmp_path.glob(".*"))
@@ -377,6 +397,20 @@ def test_another_tokenizer_prepares_the_same_pieces(maestro, tmp_path, capsys):
     assert "nothing is no folder of a saved tokenizer" in capsys.readouterr().err
 
 
+def test_an_empty_validation_split_is_named_with_the_way_out(make_score, tmp_path, capsys):
+    (tmp_path / "few").mkdir()
+    for seed in range(4):
+        make_score(seed, seconds=1.0).dump_midi(tmp_path / "few" / f"{seed}.mid")
+    words = ["folder", "--input", str(tmp_path / "few"), "--num_workers", "1", "--output_dir"]
+    assert main([*words, str(tmp_path / "default")]) == 0
+    assert "No piece fell into the validation split" in capsys.readouterr().out.splitlines()[-2]
+    with pytest.raises(ValueError, match=r"validation split is empty; .* larger --validation_share"):
+        EvaluationWindows(load_corpus(tmp_path / "default")["validation"], 8)
+    assert main([*words, str(tmp_path / "larger"), "--validation_share", "0.5"]) == 0
+    assert "No piece fell" not in capsys.readouterr().out
+    assert len(EvaluationWindows(load_corpus(tmp_path / "larger")["validation"], 8)) > 0
+
+
 def test_the_command_prepares_a_folder_and_names_what_it_passed_over(midi_folder, tmp_path, capsys):
     (midi_folder / "broken.mid").write_bytes(b"broken")
     main(["folder", "--input", str(midi_folder), "--output_dir", str(tmp_path / "corpus"), "--num_workers", "1"])
@@ -397,7 +431,7 @@ def test_what_a_user_can_mend_ends_in_one_line_and_code_2(midi_folder, maestro, 
         (["folder", "--input", "missing", "--output_dir", corpus], "missing does not exist"),
         (["folder", "--input", str(tmp_path / "published"), "--output_dir", str(tmp_path / "file")], "file"),
         (["folder", "--input", str(tmp_path / "only broken"), "--output_dir", corpus], "None of the 1 files"),
-        (["maestro", "--input", maestro, "--output_dir", str(tmp_path / "file" / "corpus")], "Not a directory"),
+        (["maestro", "--input", maestro, "--output_dir", str(tmp_path / "file" / "corpus")], "File exists"),
         (["maestro", "--input", maestro, "--output_dir", str(midi_folder)], "not a prepared corpus"),
         (["maestro", "--input", maestro, "--output_dir", corpus, "--num_workers", "0"], "num_workers (0)"),
         (["giantmidi", "--input", str(midi_folder), "--output_dir", corpus], "named as GiantMIDI-Piano does"),

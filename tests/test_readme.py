@@ -1,4 +1,4 @@
-"""README.md, docs/library.md and docs/controls.md are true: commands and snippets run in order, each on the files of those before it.
+"""README.md and two pages of docs/ are true: commands and snippets run in order, each on the files of those before.
 
 They run in a small copy of a checkout with tiny settings. A block runs unless `SHOWN_ONLY` gives a reason why not; a
 new block is therefore run as it stands until someone decides otherwise.

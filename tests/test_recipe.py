@@ -1,8 +1,11 @@
 """A recipe is read, completed and checked before anything is trained."""
 
+import inspect
+
 import pytest
 from tiny_training import RECIPES
 
+from modeling_music_tx import MusicTxConfig
 from training.recipe import parse
 
 
@@ -33,8 +36,11 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(
         ("output_dir: b\n", "--corpus"),
         ("just text", "field: value"),
         ("a: [", "cannot be read"),
+        ("a: " + 20_000 * "[", "cannot be read"),
+        (f"corpus: a\noutput_dir: b\nmax_steps: {5_000 * '9'}\n", "cannot be read"),
         (None, "cannot be read"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_a_wrong_recipe_ends_in_one_clear_line(text, message, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
@@ -51,3 +57,21 @@ def test_every_recipe_says_what_it_is_for_and_how_it_is_run(recipe):
     header = recipe.read_text().partition("\ncorpus:")[0]
     for words in ("Data:", "Launch:", "Expected:", "python -m corpus.prepare", f"train.py recipes/{recipe.name}"):
         assert words in header, words
+
+
+def test_the_help_of_a_flag_that_turns_something_off_says_so(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--no_augment, --no-augment the opposite of --augment " in text
+
+
+def test_the_fields_of_the_model_have_their_help_where_docstrings_are_indented_and_where_not(monkeypatch, capsys):
+    texts = []
+    for text in (MusicTxConfig.__doc__, inspect.cleandoc(MusicTxConfig.__doc__)):
+        monkeypatch.setattr(MusicTxConfig, "__doc__", text)
+        with pytest.raises(SystemExit):
+            parse(["--help"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "--num_hidden_layers" in texts[0]

@@ -116,12 +116,12 @@ def fill(folder, contents):
 
 
 def test_a_folder_is_searched_to_its_depths_for_mid_and_midi_in_any_case(tmp_path):
-    names = ["a.mid", "B.MIDI", "deep/er/c.Mid", "ünï cödé/d.midi", "e.SMF"]
+    names = ["a.mid", "B.MIDI", "deep/er/c.Mid", "ünï cödé/d.midi", "e.SMF", "f.kar", "g.RMI"]
     fill(tmp_path, {name: name.encode() for name in [*names, "notes.txt", "song.mid.bak", "mid"]})
     (tmp_path / "a folder.mid").mkdir()
     source = MidiFolder(tmp_path)
     assert sorted((piece.name, piece.music) for piece in source) == [(name, name.encode()) for name in sorted(names)]
-    assert len(source) == 5
+    assert len(source) == 7
 
 
 def test_what_is_gzipped_is_read_as_what_it_holds(tmp_path):
@@ -144,7 +144,7 @@ def test_the_split_of_a_gzipped_file_is_that_of_its_content(tmp_path):
 
 
 def test_a_file_larger_than_music_can_be_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(sources, "MAX_BYTES", 1000)
     fill(tmp_path, {"bomb.mid.gz": gzip.compress(bytes(1001)), "large.mid": bytes(1001), "small.mid": bytes(1000)})
     assert {file.name: type(file) for file in MidiFolder(tmp_path)} == {
         "bomb.mid.gz": PassedOver,
@@ -220,12 +220,68 @@ def test_a_folder_is_split_90_to_5_to_5(tmp_path):
     assert abs(counts["test"] - 20) < 13
 
 
+def test_a_larger_validation_share_comes_out_of_the_train_split_alone(tmp_path):
+    fill(tmp_path, {f"{i}.mid": f"piece {i}".encode() for i in range(400)})
+    splits = {share: {piece.name: piece.split for piece in MidiFolder(tmp_path, None, share)} for share in (0.05, 0.3)}
+    counts = Counter(splits[0.3].values())
+    assert counts["validation"] == pytest.approx(120, abs=30)
+    changes = {(splits[0.05][name], splits[0.3][name]) for name in splits[0.05]}
+    assert changes == {("train", "train"), ("train", "validation"), ("validation", "validation"), ("test", "test")}
+    for share in (0, 0.95, float("nan")):
+        with pytest.raises(ValueError, match="validation_share"):
+            MidiFolder(tmp_path, None, share)
+
+
 def test_a_file_that_cannot_be_read_is_passed_over(tmp_path):
     fill(tmp_path, {"a.mid": b"music", "c.mid": b"more music"})
     (tmp_path / "b.mid").symlink_to(tmp_path / "gone.mid")
     files = {file.name: file for file in MidiFolder(tmp_path)}
     assert files["b.mid"] == PassedOver("b.mid", "No such file or directory")
     assert [type(files[name]) for name in ("a.mid", "c.mid")] == [Piece, Piece]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_named_pipe_is_passed_over_and_not_waited_for(tmp_path):
+    fill(tmp_path, {"a.mid": b"music"})
+    os.mkfifo(tmp_path / "b.mid")
+    files = {file.name: file for file in MidiFolder(tmp_path)}
+    assert files["b.mid"] == PassedOver("b.mid", "no regular file")
+    assert isinstance(files["a.mid"], Piece)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_an_archive_costs_that_member_alone(method, tmp_path, make_score):
+    with zipfile.ZipFile(tmp_path / "midis.zip", "w", method) as archive:
+        for seed, name in enumerate(("a.mid", "b.mid")):
+            archive.writestr(name, make_score(seed).dumps_midi())
+        begin = archive.getinfo("b.mid").header_offset + 60
+    content = bytearray((tmp_path / "midis.zip").read_bytes())
+    content[begin : begin + 40] = bytes(byte ^ 255 for byte in content[begin : begin + 40])
+    (tmp_path / "midis.zip").write_bytes(content)
+    assert {file.name: type(file) for file in MidiFolder(tmp_path / "midis.zip")} == {
+        "a.mid": Piece,
+        "b.mid": PassedOver,
+    }
+
+
+def test_an_archive_of_an_unknown_version_is_refused_in_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "midis.zip", "w") as archive:
+        archive.writestr("a.mid", b"music")
+    content = bytearray((tmp_path / "midis.zip").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # the version that is needed to read it
+    (tmp_path / "midis.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read: zip file version 9\.9"):
+        MidiFolder(tmp_path / "midis.zip")
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_table_cannot_name_files_outside_its_folder(absolute, unpacked):
+    outside = unpacked.parent / "outside.midi"
+    outside.write_bytes(b"secret")
+    named = str(outside) if absolute else "../outside.midi"
+    rewrite_table(unpacked, lambda text: text.replace("2004/second.midi", named))
+    outcomes = {file.name: file for file in Maestro(unpacked)}
+    assert outcomes[named] == PassedOver(named, "not in the folder")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
@@ -239,7 +295,7 @@ def test_a_folder_without_midi_files_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         MidiFolder(tmp_path / "missing")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"holds no \.mid, \.midi, \.smf file"):
+    with pytest.raises(ValueError, match=r"holds no \.mid, \.midi, \.smf, \.kar, \.rmi file"):
         MidiFolder(tmp_path)
 
 
@@ -325,7 +381,13 @@ def test_chorales_keep_their_split_and_their_steps(chorales):
         '{"train": [[[60, 55, 52]]], "valid": [], "test": []}',
         '{"train": [[[60, 55, 52, 36], [60]]], "valid": [], "test": []}',
         '{"train": [[[60, 55, 52, 200]]], "valid": [], "test": []}',
+        '{"train": [[[60, 55, 52, 1e999]]], "valid": [], "test": []}',
+        '{"train": [[[60, 55, 52, 1000000000000000000000000]]], "valid": [], "test": []}',
+        '{"train": [[[60, 55, 52, 36.5]]], "valid": [], "test": []}',
+        '{"train": [[["60", "55", "52", "36"]]], "valid": [], "test": []}',
+        "[" * 100_000,
     ],
+    ids=lambda content: content[:60],
 )
 def test_what_holds_no_chorales_is_refused(tmp_path, content):
     (tmp_path / "file.json").write_text(content)

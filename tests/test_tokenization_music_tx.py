@@ -21,8 +21,8 @@ TOKENIZER = MusicTxTokenizer()
 BROKEN = {
     "empty": "not a MIDI file",
     "text": "not a MIDI file",
-    "truncated": "not a MIDI file, or a broken one",
-    "bytes stripped": "not a MIDI file, or a broken one",
+    "truncated": "a broken MIDI file: cut off",
+    "bytes stripped": "a broken MIDI file: ",
     "no tracks": "no notes",
     "no time": "0 ticks per quarter",
     "no notes": "no notes",

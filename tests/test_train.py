@@ -202,6 +202,104 @@ def test_a_signal_saves_a_checkpoint_and_is_named(corpus, steady, tmp_path, caps
     assert_goes_on_to_the_same_end(corpus, tmp_path, steady)
 
 
+def start_until(step, command, log, **options):
+    """Start a training in a process of its own, and return it when it has logged this step."""
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, **options)
+    deadline = time.monotonic() + 600
+    while f"step {step}/" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+LONG = {"max_steps": 100_000, "save_steps": 100_000, "warmup_steps": 100_000}
+
+
+def test_sigterm_to_the_process_group_is_survived_by_the_workers_that_the_checkpoint_needs(corpus, tmp_path):
+    fields = {"dataloader_num_workers": 2}
+    command = [sys.executable, train.__file__, *flags(corpus, tmp_path / "run", STEADY, LONG, fields)]
+    process = start_until(2, command, tmp_path / "log", start_new_session=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
+    (checkpoint,) = names(tmp_path / "run", "checkpoint*")
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith(f"SIGTERM: stopped after step {checkpoint.removeprefix('checkpoint-')};")
+    assert not names(tmp_path / "run", ".*")
+
+
+def test_a_process_whose_launcher_is_killed_saves_a_checkpoint_and_ends(corpus, tmp_path):
+    launcher = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
+    command = [sys.executable, train.__file__, *flags(corpus, tmp_path / "run", STEADY, LONG)]
+    rank = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    process = start_until(2, [*launcher, *command], tmp_path / "log", env=os.environ | rank)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "log").read_text().splitlines()[-1].startswith("SIGTERM: stopped after step"):
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    assert len(names(tmp_path / "run", "checkpoint*")) == 1
+
+
+def test_ctrl_c_before_the_first_step_and_a_second_one_end_in_one_line(corpus, tmp_path, capsys, monkeypatch, request):
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    # Shells start background processes with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "load_tokenizer", interrupt)
+        assert stopped(corpus, tmp_path, STEADY) == 128 + signal.SIGINT
+    before_step(monkeypatch, 2, lambda: (os.kill(os.getpid(), signal.SIGINT), interrupt()))
+    assert stopped(corpus, tmp_path, STEADY) == 128 + signal.SIGINT
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"train.py: interrupted; what {tmp_path} holds is complete"] * 2
+    assert not names(tmp_path, ".*")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_two_trainings_do_not_write_to_one_folder(corpus, steady, tmp_path, capsys):
+    hold = "import sys, time; from pathlib import Path; from corpus.atomic_files import exclusive\n"
+    hold += "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    shutil.copytree(steady / "checkpoint-3", tmp_path / "checkpoint-3")
+    command = [sys.executable, "-c", hold, tmp_path / ".lock"]
+    root = Path(train.__file__).parent
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as other:
+        assert other.stdout.readline() == "held\n"
+        assert stopped(corpus, tmp_path, STEADY, {"overwrite": True}) == 2
+        other.kill()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"process {other.pid} writes there and holds {tmp_path}/.lock" in line
+    assert names(tmp_path, "checkpoint*") == ["checkpoint-3"]
+    assert_goes_on_to_the_same_end(corpus, tmp_path, steady)
+    assert not names(tmp_path, ".*")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corpus_that_becomes_shorter_ends_in_one_line(workers, corpus, tmp_path, capsys, monkeypatch):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    (path,) = (tmp_path / "corpus").glob("train/data-*.arrow")
+    before_step(monkeypatch, 2, lambda: os.truncate(path, 100))
+    fields = {"dataloader_num_workers": workers, "max_steps": 50}
+    assert stopped(tmp_path / "corpus", tmp_path / "run", STEADY, fields) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"train.py: {path} has become shorter while it is read")
+
+
+def test_an_empty_validation_split_is_named_before_anything_is_written(corpus, tmp_path, capsys, monkeypatch):
+    splits = train.load_corpus(corpus)
+    empty = splits["validation"].select([])
+    monkeypatch.setattr(train, "load_corpus", lambda _: splits | {"validation": empty})
+    assert stopped(corpus, tmp_path / "run", STEADY) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "split is empty; prepare the corpus again" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_sigterm_during_an_evaluation_is_not_kept_waiting_and_the_evaluation_not_lost(
     corpus, steady, tmp_path, monkeypatch
 ):
@@ -256,7 +354,8 @@ def test_a_signal_after_a_skipped_step_saves_nothing(corpus, tmp_path, monkeypat
     poison(monkeypatch, {3}, spoil_gradient)
     before_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert stopped(corpus, tmp_path, STEADY, {"save_steps": 1, "save_total_limit": 1}) == 128 + signal.SIGTERM
-    assert names(tmp_path, "checkpoint*") == ["checkpoint-3"]
+    # That of step 3 has not given a finite loss, so that the one before stays.
+    assert names(tmp_path, "checkpoint*") == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_under_fp16_a_step_is_the_same_or_skipped_and_the_scale_falls_once():
@@ -293,6 +392,9 @@ def test_under_fp16_a_step_is_the_same_or_skipped_and_the_scale_falls_once():
 def test_fine_tuning_begins_with_the_weights_it_is_given(corpus, steady, tmp_path):
     weights = run(corpus, tmp_path, TINY, {"init_from": steady, "learning_rate": 0, "max_steps": 1})
     assert_same_weights(weights, load_file(steady / "model.safetensors"), rtol=0, atol=0)
+    # What it is tuned from is scored first, to compare with.
+    tuned, before = (json.loads((folder / "run.json").read_text()) for folder in (tmp_path, steady))
+    assert tuned["validation_nats_per_token"] == dict.fromkeys(("0", "1"), before["validation_nats_per_token"]["6"])
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ import json
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import time
 
 import pytest
+from safetensors.torch import save_file
 from tiny_training import (
     SHAPE,
     STEADY,
@@ -17,11 +19,14 @@ from tiny_training import (
     before_step,
     flags,
     names,
+    poison,
     run,
+    spoil_gradient,
     stopped,
 )
 
 import train
+from corpus.atomic_files import sha256
 from modeling_music_tx import MusicTxConfig
 from training.checkpoints import check_same_run
 from training.recipe import CONFIG_FIELDS, Recipe
@@ -128,3 +133,50 @@ def test_a_folder_with_the_checkpoints_of_another_run_is_left_alone_without_over
     assert names(tmp_path, "*") == before
     run(corpus, tmp_path, STEADY, {"overwrite": True, "max_steps": 2, "save_steps": 2})
     assert names(tmp_path, "checkpoint*") == ["checkpoint-2"]
+
+
+def test_every_file_can_be_read_by_those_who_can_read_the_others(steady):
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in steady.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "state.safetensors", "config.json"} <= modes.keys()
+    assert len(set(modes.values())) == 1, modes
+
+
+@pytest.mark.parametrize("lost", ["scaler", "run", "recipe", "step", "weights"])
+def test_a_checkpoint_that_lacks_a_field_ends_in_one_line(lost, corpus, steady, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "checkpoint-3"
+    shutil.copytree(steady / "checkpoint-3", folder)
+    record = json.loads((folder / "run.json").read_text())
+    (record["run"] if lost == "recipe" else record).pop(lost, None)
+    (folder / "run.json").write_text(json.dumps(record))
+    if lost == "weights":
+        save_file({}, folder / "state.safetensors")
+    manifest = {name: sha256(folder / name) for name in ("state.safetensors", "run.json")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    code = stopped(corpus, tmp_path, STEADY, {"resume_from_checkpoint": "latest"})
+    if lost == "scaler":  # needed under fp16 alone
+        assert code == 0
+        return
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint-3 does not have the fields of this version's checkpoints" in line
+
+
+def test_after_a_divergence_the_advice_names_a_checkpoint_from_before_it(corpus, tmp_path, capsys, monkeypatch):
+    poison(monkeypatch, {4, 5}, spoil_gradient)
+    fields = {"save_steps": 1, "save_total_limit": 1, "max_skipped_steps": 1}
+    assert stopped(corpus, tmp_path, STEADY, fields) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    # The weights of step 4 gave the first loss or gradient that was not finite.
+    assert line.endswith(
+        f"continue with --resume_from_checkpoint {tmp_path}/checkpoint-3, which is from before the first skipped step."
+    )
+    assert names(tmp_path, "checkpoint*") == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_after_a_divergence_without_an_earlier_checkpoint_the_advice_is_to_start_over(
+    corpus, tmp_path, capsys, monkeypatch
+):
+    poison(monkeypatch, {1, 2}, spoil_gradient)
+    assert stopped(corpus, tmp_path, STEADY, {"max_skipped_steps": 1}) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "start over with --overwrite true: no checkpoint is from before the first skipped step." in line

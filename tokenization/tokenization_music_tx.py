@@ -317,28 +317,20 @@ class MusicTxTokenizer(PreTrainedTokenizer):
 
     def _read(self, music) -> Score:
         """Return the score that the encoding will be given."""
-        if isinstance(music, (str, os.PathLike)):
-            midi = Path(music).read_bytes()
-        elif isinstance(music, (bytes, bytearray)):
-            midi = bytes(music)
-        elif isinstance(music, Score):
-            midi = None
-        else:
+        if not isinstance(music, (str, os.PathLike, bytes, bytearray, Score)):
             raise TypeError(f"{type(music).__name__} is no music; give a path, bytes, a symusic.Score, ids or a list.")
         try:
-            if midi is not None and isinstance(self.miditok, Performance):
-                try:
-                    return midi_to_score(read_midi(midi))
-                except ValueError as error:
-                    raise ValueError(f"not a MIDI file, or a broken one ({error})") from None
-            score = music.to("tick") if midi is None else Score.from_midi(midi)
+            # Other encodings than the paper's write pedals and other controllers themselves, if at all.
+            score = (
+                music.to("tick")
+                if isinstance(music, Score)
+                else midi_to_score(read_midi(music), pedal=isinstance(self.miditok, Performance))
+            )
             return (
                 score
                 if isinstance(self.miditok, SingleStream)
                 else _prepare_score(score, self.miditok.one_token_stream)
             )
-        except RuntimeError:  # what symusic raises for broken files
-            raise ValueError(f"{_name(music)}: not a MIDI file, or a broken one.") from None
         except ValueError as error:
             raise ValueError(f"{_name(music)}: {error}.") from None
 

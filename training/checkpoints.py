@@ -5,6 +5,7 @@ and a manifest with the SHA-256 of both. Nothing is pickled.
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -50,8 +51,14 @@ def training_state(model: torch.nn.Module, optimizers: list[torch.optim.Optimize
 
 @torch.no_grad()
 def load_training_state(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], state: dict):
-    """Load what `training_state` returned into a model and optimizers of the same structure."""
+    """Load what `training_state` returned into a model and optimizers of the same structure.
+
+    Raises:
+        KeyError: The state lacks a weight, or has one that the model has not.
+    """
     parameters = dict(model.named_parameters())
+    if lacking := sorted({f"weight/{name}" for name in parameters} - state.keys()):
+        raise KeyError(lacking[0])
     owners = {
         parameter: optimizer
         for optimizer in optimizers
@@ -71,7 +78,7 @@ def load_training_state(model: torch.nn.Module, optimizers: list[torch.optim.Opt
 
 
 def save_checkpoint(accelerator, model, optimizers, log: TrainingLog, recipe: Recipe, step: int):
-    """Write everything that an exact resume needs, then remove the oldest checkpoints beyond the limit."""
+    """Write everything that an exact resume needs."""
     state = training_state(accelerator.unwrap_model(model), optimizers)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
 
@@ -79,14 +86,53 @@ def save_checkpoint(accelerator, model, optimizers, log: TrainingLog, recipe: Re
         with atomic_folder(Path(recipe.output_dir, f"checkpoint-{step}")) as folder:
             save_file(state, folder / STATE)
             (folder / RUN).write_text(json.dumps({"step": step, "scaler": scaler, "run": log.run}))
-            for name in (STATE, RUN):
-                flush_to_disk(folder / name)
+            shutil.copymode(folder / RUN, folder / STATE)  # safetensors writes files that no other user can read
             (folder / MANIFEST).write_text(json.dumps({name: sha256(folder / name) for name in (STATE, RUN)}))
-        older = [path for path in numbered(recipe.output_dir, "checkpoint") if step_of(path) <= step]
-        for path in older[: -recipe.save_total_limit]:
-            shutil.rmtree(path)
+            for path in (folder / STATE, folder / RUN, folder / MANIFEST, folder):
+                flush_to_disk(path)
 
     on_main(accelerator, write)
+
+
+def remove_oldest(log: TrainingLog, recipe: Recipe, step: int):
+    """Remove the oldest checkpoints beyond the limit, but not the last healthy one.
+
+    Call this once the checkpoint of this step has proved to give a finite loss.
+    """
+    older = [path for path in numbered(recipe.output_dir, "checkpoint") if step_of(path) <= step]
+    healthy = last_healthy(recipe.output_dir, log.run["skipped_steps"])
+    for path in older[: -recipe.save_total_limit]:
+        if path != healthy:
+            shutil.rmtree(path)
+
+
+def last_healthy(output_dir: str, skipped_steps: dict[str, str]) -> Path | None:
+    """Return the newest checkpoint from before the first skipped step, or None.
+
+    The checkpoint of the step just before does not count: its weights gave the loss that was not finite.
+    """
+    end = min(map(int, skipped_steps), default=math.inf) - 1
+    healthy = [path for path in numbered(output_dir, "checkpoint") if step_of(path) < end]
+    return healthy[-1] if healthy else None
+
+
+def check_skipped_steps(log: TrainingLog, recipe: Recipe):
+    """Raise FloatingPointError if too many steps were skipped; the message says where to go on from."""
+    skipped = log.run["skipped_steps"]
+    if len(skipped) > recipe.max_skipped_steps:
+        step, reason = list(skipped.items())[-1]
+        raise FloatingPointError(
+            f"{len(skipped)} steps had no finite loss and gradient, the last at step {step}: {reason}; lower the "
+            f"learning rate or look at these crops, and {way_back(log, recipe)}"
+        )
+
+
+def way_back(log: TrainingLog, recipe: Recipe) -> str:
+    """Say how to go on from before a divergence."""
+    healthy = last_healthy(recipe.output_dir, log.run["skipped_steps"])
+    if healthy is None:
+        return "start over with --overwrite true: no checkpoint is from before the first skipped step."
+    return f"continue with --resume_from_checkpoint {healthy}, which is from before the first skipped step."
 
 
 def is_complete(folder: Path) -> bool:
@@ -120,14 +166,14 @@ def resume(accelerator, model, optimizers, log: TrainingLog, recipe: Recipe) -> 
         raise ValueError(f'{broken[-1]} is not a complete checkpoint; give another one to resume from, or "latest".')
     step = 0
     if found:
-        checkpoint = json.loads((found[-1] / RUN).read_text())
-        check_same_run(found[-1], checkpoint["run"], log.run)
-        load_training_state(accelerator.unwrap_model(model), optimizers, load_file(found[-1] / STATE))
-        if accelerator.scaler is not None and checkpoint["scaler"]:
-            accelerator.scaler.load_state_dict(checkpoint["scaler"])
-        for history in ("validation_nats_per_token", "skipped_steps"):
-            log.run[history] = checkpoint["run"].get(history, {})
-        step = checkpoint["step"]
+        try:
+            step = load_checkpoint(found[-1], accelerator, model, optimizers, log)
+        # Whatever fields, tensors or shapes are not those that this version writes.
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{found[-1]} does not have the fields of this version's checkpoints ({type(error).__name__}: "
+                f"{error}); continue it with the version that wrote it, or start over with --overwrite true."
+            ) from error
         if step > recipe.max_steps:
             raise ValueError(
                 f"{found[-1]} has done {step} steps already; max_steps ({recipe.max_steps}) must be more."
@@ -136,6 +182,18 @@ def resume(accelerator, model, optimizers, log: TrainingLog, recipe: Recipe) -> 
     if len(set(accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist())) > 1:
         raise ValueError(f"output_dir ({recipe.output_dir}) must be a folder that all machines share.")
     return step
+
+
+def load_checkpoint(folder: Path, accelerator, model, optimizers, log: TrainingLog) -> int:
+    """Load a checkpoint's weights, optimizers and record; returns the number of steps done."""
+    checkpoint = json.loads((folder / RUN).read_text())
+    check_same_run(folder, checkpoint["run"], log.run)
+    load_training_state(accelerator.unwrap_model(model), optimizers, load_file(folder / STATE))
+    if accelerator.scaler is not None and checkpoint["scaler"]:
+        accelerator.scaler.load_state_dict(checkpoint["scaler"])
+    for history in ("validation_nats_per_token", "skipped_steps"):
+        log.run[history] = checkpoint["run"].get(history, {})
+    return checkpoint["step"]
 
 
 def start_over(recipe: Recipe):

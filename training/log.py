@@ -70,11 +70,7 @@ class TrainingLog:
         on_main(self.accelerator, self.write, step)
 
     def train(self, step: int, done: Step):
-        """Log a step: every `logging_steps` steps, the last one, and every skipped one.
-
-        Raises:
-            FloatingPointError: Too many steps were skipped.
-        """
+        """Log a step: every `logging_steps` steps, the last one, and every skipped one."""
         self.waited += done.waited
         if done.skip_reason:
             self.skip(step, done)
@@ -96,7 +92,7 @@ class TrainingLog:
         self.accelerator.log({f"train/{name}": number for name, number in numbers.items()}, step=step)
 
     def skip(self, step: int, done: Step):
-        """Log a skipped step, and end the run if there are too many."""
+        """Log a skipped step."""
         if not done.is_counted:
             self.accelerator.print(f"step {step}/{self.recipe.max_steps} | skipped: fp16 lowers its scale")
             return
@@ -104,15 +100,14 @@ class TrainingLog:
         count, limit = len(self.run["skipped_steps"]), self.recipe.max_skipped_steps
         counted = f"skipped ({count} of {limit})"
         self.accelerator.print(f"step {step}/{self.recipe.max_steps} | {counted}: {done.skip_reason}")
-        if count > limit:
-            raise FloatingPointError(
-                f"{count} steps had no finite loss and gradient, the last at step {step}: {done.skip_reason}; "
-                "lower the learning rate or look at these crops"
-            )
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the validation split was scored after this step."""
         return str(step) in self.run["validation_nats_per_token"]
+
+    def is_finite(self, step: int) -> bool:
+        """Whether the score after this step was a finite number."""
+        return self.run["validation_nats_per_token"][str(step)] is not None
 
     def evaluation(self, step: int, nats_per_token: float) -> bool:
         """Log the nats per token of the validation split; returns whether they are the fewest so far."""

@@ -1,5 +1,7 @@
 """The recipe of a training: its fields, the YAML file, and the command line that overrides it."""
 
+import argparse
+import inspect
 import math
 import re
 from dataclasses import dataclass, field
@@ -136,6 +138,9 @@ def parse(argv: list[str], description: str = "") -> tuple[Recipe, dict]:
     """
     usage = "accelerate launch train.py [recipe.yaml] [--field value ...]"
     parser = HfArgumentParser(Recipe, description=description, usage=usage)
+    # It gives --no_augment the text of --augment.
+    for action in (action for action in parser._actions if isinstance(action, argparse._StoreFalseAction)):
+        action.help = f"the opposite of --{action.dest}"
     add_config_fields(parser)
     if argv and not argv[0].startswith("-"):
         argv = [*recipe_flags(parser, argv[0]), *argv[1:]]
@@ -170,7 +175,8 @@ def recipe_flags(parser: HfArgumentParser, path: str) -> list[str]:
     """Return the fields of a recipe file as command-line flags."""
     try:
         values = yaml.load(Path(path).read_text(), _NoAliases)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # ValueError: bytes that are no text, or a number of thousands of digits; RecursionError: nested thousands deep.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         parser.error(f"the recipe {path} cannot be read: {' '.join(str(error).split())}")
     if not isinstance(values, dict):
         parser.error(f"the recipe {path} must hold lines of `field: value`.")
@@ -179,7 +185,9 @@ def recipe_flags(parser: HfArgumentParser, path: str) -> list[str]:
 
 def add_config_fields(parser: HfArgumentParser) -> None:
     """Add the fields of `MusicTxConfig` to a parser, with its help texts; a field not given is None."""
-    texts = re.findall(r"^ {8}(\w+) \(.*\):\n((?: {12}.*\n)+)", MusicTxConfig.__doc__, re.MULTILINE)
+    # Python 3.13 removes the indentation of docstrings, earlier versions keep it.
+    documentation = inspect.cleandoc(MusicTxConfig.__doc__) + "\n"
+    texts = re.findall(r"^ {4}(\w+) \(.*\):\n((?: {8}.*\n)+)", documentation, re.MULTILINE)
     helps = {name: " ".join(text.split()).replace("`", "") for name, text in texts}
     for name in CONFIG_FIELDS:
         annotation = MusicTxConfig.__annotations__[name]

@@ -1,6 +1,8 @@
-"""Text from outside, such as file names and titles, made safe for a terminal and for Markdown."""
+"""Text from outside, such as file names and titles, made safe for a terminal and for Markdown; and lines printed."""
 
+import os
 import re
+import sys
 
 
 def printable(text: object) -> str:
@@ -10,6 +12,17 @@ def printable(text: object) -> str:
     not UTF-8.
     """
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+
+
+def print_line(line: str) -> bool:
+    """Print a line, safe for a terminal, at once; return False if nobody reads it any more, as after `| head`."""
+    try:
+        print(printable(line), flush=True)
+    except BrokenPipeError:
+        # What Python still holds back would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def escape_markdown(text: object) -> str:
