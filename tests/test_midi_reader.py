@@ -204,6 +204,12 @@ def test_what_is_broken_is_refused_in_one_line(midi, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_program_is_that_of_the_own_track_or_else_of_the_channel():
+    note = event(0, 0x90, 60, 1) + END
+    tracks = event(0, 0xC0, 10) + END, event(0, 0xC0, 72) + note, note, event(0, 0xC0, 43) + note
+    assert read_midi(midi_file(*tracks)).program.tolist() == [72, 43, 43]
+
+
 def test_values_above_127_count_as_127():
     events = event(0, 0xB0, 7, 255) + event(0, 0xC0, 200) + event(0, 0x90, 60, 254) + event(480, 0x80, 60, 144)
     read = read_midi(midi_file(events + END))

@@ -16,6 +16,9 @@ from symusic import ControlChange, KeySignature, Note, Pedal, PitchBend, Score, 
 # What files of MIDI are called.
 MIDI_SUFFIXES = (".mid", ".midi", ".smf", ".kar", ".rmi")
 
+# Counted by two bytes of the header.
+MAX_TRACKS = (1 << 16) - 1
+
 # A day of piano at ten notes a second, eight bytes each. To read a byte takes some fifty bytes of memory.
 MAX_BYTES = 8_000_000
 
@@ -59,7 +62,7 @@ class MidiFile(NamedTuple):
         start, end: Ticks of the notes, in the order of tracks and of strikes within a track, `[N]`.
         pitch, velocity: 0..127, `[N]`.
         channel, track, program: 0..15, the number of the track, 0..127, `[N]`.
-        control_tick, control_number, control_value, control_channel, control_program: Controllers, and pitch bends as
+        control_tick, control_number, control_value, control_channel: Controllers, and pitch bends as number
             PITCH_BEND_NUMBER with values -8192..8191, in order of time, at one tick in that of the file, `[C]`.
         tempo_tick, tempo: Microseconds per quarter from a tick on, in the same order, `[T]`.
         time_signatures: Tick, numerator and denominator of each.
@@ -80,7 +83,6 @@ class MidiFile(NamedTuple):
     control_number: np.ndarray
     control_value: np.ndarray
     control_channel: np.ndarray
-    control_program: np.ndarray
     tempo_tick: np.ndarray
     tempo: np.ndarray
     time_signatures: list[tuple[int, int, int]]
@@ -222,14 +224,14 @@ def to_score(midi: MidiFile, pedal: bool = True) -> Score:
     score.time_signatures.extend([TimeSignature(*signature) for signature in midi.time_signatures])
     score.key_signatures.extend([KeySignature(*signature) for signature in midi.key_signatures])
 
-    program = np.where(midi.is_drum, 0, midi.program)
     # One integer for track, channel and program.
-    group = (midi.track << 4 | midi.channel) << 7 | program
+    group = (midi.track << 4 | midi.channel) << 7 | midi.program
+    order = np.argsort(group, kind="stable")
     with_controls = set()
-    for each in np.unique(group).tolist():
+    for notes in np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else ():
+        each = int(group[notes[0]])
         channel = each >> 7 & 15
         track = Track(midi.track_names[each >> 11], each & 127, channel == DRUM_CHANNEL)
-        notes = group == each
         track.notes = Note.from_numpy(
             midi.start[notes].astype(np.int32),
             (end - midi.start)[notes].astype(np.int32),
@@ -322,7 +324,7 @@ def _read(midi: bytes) -> MidiFile:
     track_end = np.array([track.end for track in tracks], dtype=np.int64)
     strike, end = _pair(tick, kind, channel, data, number, track_end, stops)
     at = in_time(kind == PROGRAM_CHANGE)
-    changes = tick[at], data[at, 0].astype(np.int64), channel[at]
+    changes = tick[at], data[at, 0].astype(np.int64), channel[at], number[at]
     pitch, velocity = data[strike].astype(np.int64).T
     return MidiFile(
         tick[strike],
@@ -331,9 +333,8 @@ def _read(midi: bytes) -> MidiFile:
         velocity,
         channel[strike].astype(np.int64),
         number[strike].astype(np.int64),
-        _programs(changes, tick[strike], channel[strike]),
+        _programs(changes, tick[strike], channel[strike], number[strike]),
         *controls,
-        _programs(changes, controls[0], controls[3]),
         tempo_tick,
         tempo,
         # A numerator of 0 is no time, and a score writes denominators up to 128.
@@ -378,6 +379,8 @@ def _read_tracks(midi: bytes, at: int, num_tracks: int) -> list[_Track]:
         if track.length is not None and midi[start + track.length : at].startswith(b"MTrk"):
             raise ValueError(f"track {len(tracks) + 1} is shorter than it says: another begins in it")
         tracks.append(track)
+        if len(tracks) > MAX_TRACKS:
+            raise ValueError(f"more than {MAX_TRACKS:,} tracks, as many as a header can count")
     # Files of old systems are filled up.
     if len(tracks) < num_tracks and midi[at:].strip(b"\0\x1a"):
         raise ValueError(f"no track where track {len(tracks) + 1} of {num_tracks} should begin")
@@ -596,13 +599,21 @@ def _pair(tick, kind, channel, data, track, track_end, stops):
     return strike[back], end[back]
 
 
-def _programs(changes, tick, channel):
-    """Return the program of events: the last program change of their channel, on whichever track, `[N]`."""
-    change_tick, number, change_channel = changes
+def _programs(changes, tick, channel, track):
+    """Return the program of events: the last change for their channel, on their own track if that has any, `[N]`."""
+    change_tick, number, change_channel, change_track = changes
+    ticks = np.unique(np.append(change_tick, tick))
+    change_place, place = np.searchsorted(ticks, change_tick), np.searchsorted(ticks, tick)
     program = np.zeros(len(tick), dtype=np.int64)
-    for each in np.unique(change_channel).tolist():
-        at = np.flatnonzero(change_channel == each)
-        mine = np.flatnonzero(channel == each)
-        last = np.searchsorted(change_tick[at], tick[mine], side="right") - 1
-        program[mine] = np.where(last >= 0, number[at[last]], 0)
+    if not len(number):
+        return program
+    for change_key, key in (
+        (change_channel, channel),
+        (change_track.astype(np.int64) << 4 | change_channel, track.astype(np.int64) << 4 | channel),
+    ):
+        change_at, at = (each.astype(np.int64) * len(ticks) for each in (change_key, key))
+        order = np.argsort(change_at + change_place, kind="stable")
+        last = np.searchsorted((change_at + change_place)[order], at + place, side="right") - 1
+        is_found = (last >= 0) & (change_key[order][last] == key)
+        program = np.where(is_found, number[order][last], program)
     return program
