@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from miditok import REMI
 from safetensors.torch import load_file
 from tiny_training import (
     RECIPES,
@@ -397,6 +398,15 @@ def test_fine_tuning_begins_with_the_weights_it_is_given(corpus, steady, tmp_pat
     assert tuned["validation_nats_per_token"] == dict.fromkeys(("0", "1"), before["validation_nats_per_token"]["6"])
 
 
+def test_a_model_learns_tokens_that_stand_behind_its_own(corpus, steady, tmp_path):
+    fields = {"init_from": steady, "learning_rate": 0, "max_steps": 1, "control_fraction": 1.0, "infill_fraction": 0.5}
+    weights = run(with_controls(corpus, tmp_path / "corpus"), tmp_path / "run", TINY, fields)
+    table, before = weights["model.embed_tokens.weight"], load_file(steady / "model.safetensors")
+    assert len(table) == 451
+    assert table[:391].equal(before["model.embed_tokens.weight"])
+    assert table[391:].std() > 0
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -408,9 +418,7 @@ def test_fine_tuning_begins_with_the_weights_it_is_given(corpus, steady, tmp_pat
 def test_a_model_that_does_not_fit_is_refused(fields, message, corpus, steady, tmp_path, capsys):
     other, pickled = tmp_path / "other", tmp_path / "pickled"
     shutil.copytree(corpus, other)
-    tokenizer = MusicTxTokenizer()
-    tokenizer.add_tokens(["Encore"])
-    tokenizer.save_pretrained(other / "tokenizer")
+    MusicTxTokenizer.from_miditok(REMI()).save_pretrained(other / "tokenizer")
     shutil.copytree(steady, pickled)
     (pickled / "model.safetensors").unlink()
     torch.save({}, pickled / "pytorch_model.bin")

@@ -60,6 +60,7 @@ class MidiFile(NamedTuple):
 
     Args:
         start, end: Ticks of the notes, in the order of tracks and of strikes within a track, `[N]`.
+        written_end: The ends by their NoteOffs, which may lie after the next strike of the key, `[N]`.
         pitch, velocity: 0..127, `[N]`.
         channel, track, program: 0..15, the number of the track, 0..127, `[N]`.
         control_tick, control_number, control_value, control_channel: Controllers, and pitch bends as number
@@ -74,6 +75,7 @@ class MidiFile(NamedTuple):
 
     start: np.ndarray
     end: np.ndarray
+    written_end: np.ndarray
     pitch: np.ndarray
     velocity: np.ndarray
     channel: np.ndarray
@@ -200,7 +202,7 @@ def to_score(midi: MidiFile, pedal: bool = True) -> Score:
     Raises:
         ValueError: The file has more ticks than a score can count.
     """
-    end = hold(midi) if pedal else midi.end
+    end = hold(midi) if pedal else midi.written_end
     ticks = (field.max(initial=0) for field in (end, midi.tempo_tick, midi.control_tick))
     signatures = (tick for tick, *_ in midi.time_signatures + midi.key_signatures)
     last_tick = max(*ticks, *signatures, 0)
@@ -322,13 +324,14 @@ def _read(midi: bytes) -> MidiFile:
     stops = {each: tick[at][is_stop & (channel[at] == each)] for each in np.unique(channel[at][is_stop]).tolist()}
 
     track_end = np.array([track.end for track in tracks], dtype=np.int64)
-    strike, end = _pair(tick, kind, channel, data, number, track_end, stops)
+    strike, written_end, end = _pair(tick, kind, channel, data, number, track_end, stops)
     at = in_time(kind == PROGRAM_CHANGE)
     changes = tick[at], data[at, 0].astype(np.int64), channel[at], number[at]
     pitch, velocity = data[strike].astype(np.int64).T
     return MidiFile(
         tick[strike],
         end,
+        written_end,
         pitch,
         velocity,
         channel[strike].astype(np.int64),
@@ -545,7 +548,8 @@ def _pair(tick, kind, channel, data, track, track_end, stops):
         stops: For channels with controllers that end all notes, the ticks of these.
 
     Returns:
-        The place of each strike among the events, and the tick at which the note ends, `[N]` each.
+        The place of each strike among the events, the tick at which the note ends, and the same where the next strike
+        of the key has not ended it before, `[N]` each.
     """
     at = np.flatnonzero((kind == NOTE_ON) | (kind == NOTE_OFF))
     is_on = (kind[at] == NOTE_ON) & (data[at, 1] > 0)
@@ -593,10 +597,9 @@ def _pair(tick, kind, channel, data, track, track_end, stops):
     is_balanced = (waiting[is_last] == 0)[period] if len(at) else is_on
     is_due = ~is_on & ~begins
     end[is_balanced[on]] = time[is_balanced & is_due]
-    end = np.where(has_next, np.minimum(end, next_time), end)
     strike = at[on]
     back = np.argsort(strike)
-    return strike[back], end[back]
+    return strike[back], end[back], np.where(has_next, np.minimum(end, next_time), end)[back]
 
 
 def _programs(changes, tick, channel, track):
