@@ -102,7 +102,13 @@ def make_parser():
     add("--prompt_seconds", metavar="S", type=duration, default=10.0, help="seconds of it to use" + default)
     add("--seconds", metavar="S", type=duration, default=30.0, help="seconds to generate" + default)
     add("--ending", action="store_true", help="let the last notes end, a few seconds after --seconds")
-    add("--infill", metavar=("START", "STOP"), type=within(float, 0, 86_400), nargs=2, help="seconds to replace")
+    add(
+        "--infill",
+        metavar=("START", "STOP"),
+        type=within(float, 0, 86_400),
+        nargs=2,
+        help="seconds of the file to write anew",
+    )
     add("--num_samples", metavar="N", type=within(int, 1, 1024), default=1, help="number of samples" + default)
 
     text = "a value, values over time as 0:60,20:100, planned by the model, or off (default)"

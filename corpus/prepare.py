@@ -27,6 +27,7 @@ from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
 from corpus.atomic_files import atomic_folder, exclusive
+from corpus.commands import run_command
 from corpus.dataset import load_tokenizer
 from corpus.plain_text import escape_markdown, printable
 from corpus.shards import SplitWriter
@@ -434,20 +435,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
     parser = _parser()
     options = parser.parse_args(argv)
-    try:
+
+    def run():
         source, tokenizer = _source_and_tokenizer(options)
         report = prepare(source, options.output_dir, tokenizer, options.num_workers, options.overwrite)
         print(summary(report))
         print(printable(f"corpus: {options.output_dir}"))
         if options.push_to_hub:
             print(f"published: {push_to_hub(options.output_dir, options.push_to_hub)}")
-    except (OSError, ValueError) as error:
-        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing is left behind", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_command(parser.prog, run, "interrupted; nothing is left behind")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,10 @@ class StreamedPieces:
             shards = list(index)
         self.lengths = np.concatenate([shard["length"].to_numpy() for shard in shards]).astype(np.int64)
         self.weights = np.concatenate([shard["weight"].to_numpy() for shard in shards])
-        self.composers = [name for shard in shards for name in shard["composer"].to_pylist()]
+        # Published before it was part of the index, a corpus has no composers here.
+        named = "composer" in shards[0].schema.names
+        self.composers = [name for shard in shards for name in shard["composer"].to_pylist()] if named else []
+        self.composers = self.composers or [""] * len(self.lengths)
         self.shard_of_row = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
         # Where each piece begins in its shard.
         self._starts = np.cumsum(self.lengths) - self.lengths

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus.commands import run_command
 from corpus.plain_text import printable
 from corpus.sources import GiantMidi, Maestro, MidiFolder, Piece
 from tokenization import MusicTxTokenizer
@@ -75,30 +76,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="BPE", help="BPE, Unigram or WordPiece (default: %(default)s)")
     parser.add_argument("--max_pieces", type=int, default=200, help="pieces to learn from (default: %(default)s)")
     options = parser.parse_args(argv)
-    try:
-        if options.output_dir.exists():
-            raise FileExistsError(f"{options.output_dir} exists already; choose another output_dir.")
-        tokenizer = find_encoding(options.encoding)
-        pieces = [piece for piece in SOURCES[options.source](options.input) if isinstance(piece, Piece)]
-        music, _ = readable(tokenizer, [piece for piece in pieces if piece.split == "train"], options.max_pieces)
-        if not music:
-            raise ValueError(f"{options.input} has no piece in its train split that {options.encoding} can write.")
-        trained = tokenizer.train_new_from_iterator(music, options.vocab_size, options.model)
-        trained.save_pretrained(options.output_dir)
-    except (OSError, ValueError) as error:
-        print(printable(f"{parser.prog}: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return run_command(parser.prog, lambda: _run(options), "interrupted; nothing was written")
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Train the tokenizer, print what that is worth, and save it."""
+    if options.output_dir.exists():
+        raise FileExistsError(f"{options.output_dir} exists already; choose another output_dir.")
+    tokenizer = find_encoding(options.encoding)
+    pieces = [piece for piece in SOURCES[options.source](options.input) if isinstance(piece, Piece)]
+    music, _ = readable(tokenizer, [piece for piece in pieces if piece.split == "train"], options.max_pieces)
+    if not music:
+        raise ValueError(f"{options.input} has no piece in its train split that {options.encoding} can write.")
+    trained = tokenizer.train_new_from_iterator(music, options.vocab_size, options.model)
     print(f"{len(music)} pieces gave {len(trained) - len(tokenizer)} new tokens beside the {len(tokenizer)} before")
     held_out = [piece for piece in pieces if piece.split == "validation"]
     music, before = readable(tokenizer, held_out, MEASURED_PIECES)
     if music:
         after = sum(len(trained.encode(each)) for each in music)
         print(f"{len(music)} validation pieces: {before:,} tokens without them, {after:,} with ({after / before:.0%})")
+    trained.save_pretrained(options.output_dir)
     print(printable(f"tokenizer: {options.output_dir}"))
-    return 0
 
 
 if __name__ == "__main__":

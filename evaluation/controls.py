@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from evaluation.commands import run_command
+from corpus.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
 from tokenization import MusicTxTokenizer, generate_music
 from tokenization.performance import STEPS_PER_SECOND, VELOCITY_OF_BIN, events_to_notes

@@ -18,13 +18,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from corpus.commands import run_command
 from corpus.dataset import EvaluationWindows, load_corpus
-from evaluation.commands import run_command
 from evaluation.likelihood import token_nats
 from evaluation.loading import load_model, load_model_tokenizer
 from tokenization import MusicTxTokenizer
 from tokenization.infilling import divide, infill_sequence
 from tokenization.performance import STEPS_PER_SECOND
+
+# Draws of a gap, some of which have no music in them or around them.
+DRAWS_PER_GAP = 20
 
 
 class InfillingLikelihood(NamedTuple):
@@ -56,20 +59,24 @@ def measure_infilling(
         seed: The same seed gives the same gaps.
 
     Raises:
-        ValueError: The tokenizer has no tokens for infilling.
+        ValueError: The tokenizer has no tokens for infilling, or the pieces are too short for gaps.
     """
     if tokenizer.infill_ids is None:
         raise ValueError("The model was not trained for infilling: its tokenizer has no tokens for it.")
     random = np.random.default_rng(seed)
     encoding, totals, tokens, scored = tokenizer.miditok, np.zeros(2), 0, 0
     with tqdm(total=num_gaps, unit="gap", leave=False) as progress:
-        while scored < num_gaps:
+        for _ in range(DRAWS_PER_GAP * num_gaps):
+            if scored == num_gaps:
+                break
             ids = rows[int(random.integers(len(rows)))]
             begin = int(random.integers(max(len(ids) - length, 0) + 1))
             window = np.asarray(ids[begin : begin + length]).astype(np.int64)
             seconds = float(tokenizer.token_seconds[window].sum())
             gap = random.uniform(*gap_seconds)
-            start = random.uniform(0, max(seconds - gap, 0))
+            if seconds <= gap:
+                continue
+            start = random.uniform(0, seconds - gap)
             edges = [round(time * STEPS_PER_SECOND) for time in (start, start + gap)]
             example = infill_sequence(window, encoding, *edges, length)
             middle = divide(window, encoding, *edges).middle
@@ -84,6 +91,8 @@ def measure_infilling(
                 totals[case] += token_nats(model, sequence)[-len(middle) :].sum()
             tokens, scored = tokens + len(middle), scored + 1
             progress.update()
+    if scored < num_gaps:
+        raise ValueError(f"only {scored} of {num_gaps} gaps have music on both sides; the pieces are too short.")
     return InfillingLikelihood(*(totals / tokens).tolist(), tokens)
 
 

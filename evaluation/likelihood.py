@@ -23,8 +23,8 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from corpus.commands import run_command
 from corpus.dataset import IGNORED, EvaluationWindows, load_corpus, load_tokenizer
-from evaluation.commands import run_command
 from evaluation.loading import load_model
 from tokenization import MusicTxTokenizer
 

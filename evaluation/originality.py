@@ -29,9 +29,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from symusic import Score
 
+from corpus.commands import run_command
 from corpus.dataset import load_corpus, load_tokenizer
 from corpus.plain_text import print_line
-from evaluation.commands import run_command
 from evaluation.metrics import NoteArrays, midi_to_arrays, score_to_arrays
 from tokenization import MusicTxTokenizer
 from tokenization.performance import piano_score

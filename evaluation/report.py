@@ -25,11 +25,11 @@ import torch
 from datasets import DatasetDict
 from symusic import Score
 
+from corpus.commands import run_command
 from corpus.dataset import EvaluationWindows, load_corpus, load_tokenizer
 from corpus.plain_text import printable
 from evaluation import originality
 from evaluation.attention import attention_by_distance, octaves
-from evaluation.commands import run_command
 from evaluation.comparison import compare
 from evaluation.likelihood import amount_of_music, score, summarize
 from evaluation.loading import find_model, load_model, load_model_tokenizer

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from corpus.commands import run_command
 from corpus.plain_text import printable
-from evaluation.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
 from hub.contents import published_files
 from tokenization import MidiGenerationPipeline

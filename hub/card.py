@@ -16,8 +16,8 @@ from typing import get_origin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
+from corpus.commands import run_command
 from corpus.plain_text import printable
-from evaluation.commands import run_command
 
 # What the types of facts are called in JSON.
 KINDS = {str: "a string", int: "a whole number", dict: "an object"}

@@ -19,8 +19,8 @@ from huggingface_hub.utils import disable_progress_bars, logging
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
+from corpus.commands import run_command
 from corpus.plain_text import printable
-from evaluation.commands import run_command
 from hub.contents import PICTURE, SAMPLE, published_files
 
 # The classes that each file must map to the folder's own code.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from corpus.commands import run_command
 from corpus.plain_text import printable
-from evaluation.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
 from evaluation.rendering import piano_roll
 from hub.contents import PICTURE, SAMPLE

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.commands import run_command
+from corpus.commands import run_command
 
 
 def fail(error):

@@ -40,3 +40,10 @@ def test_what_the_suffix_tells_lowers_the_first_number_alone(make_score):
 def test_a_model_without_infilling_is_refused():
     with pytest.raises(ValueError, match="not trained for infilling"):
         measure_infilling(CertainIfTold(0.0), MusicTxTokenizer(), [])
+
+
+def test_pieces_too_short_for_gaps_end_in_one_line():
+    tokens = ["BOS_None", "Velocity_62", "NoteOn_60", "TimeShift_9", "NoteOff_60", "EOS_None"]
+    piece = np.array(TOKENIZER.convert_tokens_to_ids(tokens))
+    with pytest.raises(ValueError, match="only 0 of 3 gaps have music on both sides"):
+        measure_infilling(CertainIfTold(0.0), TOKENIZER, [piece], num_gaps=3)

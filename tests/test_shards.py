@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlparse
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -184,6 +185,16 @@ def test_a_shard_that_is_not_its_index_s_is_refused(folder, url):
     (folder / "train/data-00001.arrow").write_bytes((folder / "train/data-00000.arrow").read_bytes())
     with pytest.raises(ValueError, match="shard 1 is not the one"):
         pieces[int(np.flatnonzero(pieces.shard_of_row == 1)[0]), 0:]
+
+
+def test_composers_come_with_the_index_and_an_older_index_has_none(folder, url):
+    index = folder / "train/index.arrow"
+    assert load_corpus(url)["train"].composers == ["Bach"] * len(LENGTHS)
+    table = pa.ipc.open_stream(index.read_bytes()).read_all().drop_columns(["composer"])
+    with pa.OSFile(str(index), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    pieces = load_corpus(url)["train"]
+    assert pieces.composers == [""] * len(LENGTHS)
 
 
 def test_datasets_stream_the_files_as_they_are_and_split_them_by_node(folder):
