@@ -182,13 +182,20 @@ class Controls:
         Returns:
             The index of the value; None if it is not given.
         """
-        given = self._given.get(index)
-        if given is None:
+        if index not in self._given:
             return None
-        times, values = given
-        if not self._attributes[index].is_number:
-            return values[max(np.searchsorted(times, steps / STEPS_PER_SECOND, side="right") - 1, 0)]
-        return int(self._attributes[index].nearest(np.interp(steps / STEPS_PER_SECOND, times, values)))
+        number = self.number(index, steps)
+        if number is not None:
+            return int(self._attributes[index].nearest(number))
+        times, values = self._given[index]
+        return values[max(np.searchsorted(times, steps / STEPS_PER_SECOND, side="right") - 1, 0)]
+
+    def number(self, index: int, steps: int) -> float | None:
+        """Return the number that is given for an attribute, not rounded but within its values; None if none is."""
+        if index not in self._given or not self._attributes[index].is_number:
+            return None
+        low, *_, high = self._attributes[index].values
+        return float(min(max(np.interp(steps / STEPS_PER_SECOND, *self._given[index]), low), high))
 
 
 def _schedule(attribute: Attribute, wanted) -> tuple[list[float], list]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from .control_feedback import ControlFeedback
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .infill_grammar import Gap, InfillGrammar
 from .performance import NUM_PITCHES, STEPS_PER_SECOND
@@ -61,7 +62,8 @@ def generate_music(
         infill: First and last second of a gap in the piece `prompt_ids`, whose music is generated anew; `seconds` does
             not count then. Notes that sound across an edge of the gap are kept.
         controls: What is wanted of the controls, as for `Controls`: `{"density": 6, "composer": "Chopin"}`. Time is
-            counted from the end of the prompt, or from the beginning of the gap. None for a model that knows none.
+            counted from the end of the prompt, or from the beginning of the gap. Numbers that are given are also
+            enforced by `ControlFeedback`. None for a model that knows none.
         grammar: Options of `MusicGrammar` that differ from `PIANO`; for the Performance encoding only.
         streamer: As for `generate`; with more samples than `max_batch_size`, it sees one batch after the other.
         should_stop: Called after every token; generation ends when it returns True.
@@ -114,6 +116,9 @@ def generate_music(
         generate_kwargs.setdefault("max_new_tokens", most + 3 * (NUM_PITCHES + len(gap.kept)) + gap.join)
     else:
         own = piano_logits_processors(tokenizer, before=before.tolist(), prompt_length=length, **rules)
+    if controls:
+        # Before the grammar, which gives a control the probability of all events that it allows.
+        own.insert(0, ControlFeedback(tokenizer, controls, length))
     processors = [*(generate_kwargs.pop("logits_processor", None) or ()), *own]
 
     # Several samples share one forward pass over the prompt, unless `generate` needs a cache of its own.
