@@ -23,15 +23,10 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 from corpus.plain_text import print_line, printable
 
@@ -215,49 +210,33 @@ def load(name):
 
 @contextmanager
 def unfinished_folder(options):
-    """Yield a hidden folder in the output folder, which no other run with this seed has at the same time.
+    """Yield a hidden folder in the output folder for files that are being written; no other run has the seed then.
 
-    Folders that killed runs have left are removed: a lock, which ends with its process, tells them from those in use.
+    Folders that killed runs have left are removed.
     """
+    from corpus.atomic_files import exclusive, remove_unfinished
+
     new = [folder for folder in (options.output_dir, *options.output_dir.parents) if not folder.exists()]
+    folder = options.output_dir / f".samples.unfinished-{os.getpid()}"
     try:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        for folder in options.output_dir.glob(".unfinished-*"):
-            if (lock := lock_folder(folder)) is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
-        folder = options.output_dir / f".unfinished-{options.seed}"
-        folder.mkdir(exist_ok=fcntl is None)
-        lock = lock_folder(folder)
-    except FileExistsError as error:
-        if Path(error.filename).name != f".unfinished-{options.seed}":
-            fail(f"{options.output_dir} cannot be written to: {error.strerror}")
-        fail(f"another run writes samples of seed {options.seed} to {options.output_dir}; give another --seed.")
-    except OSError as error:
-        fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
-    try:
-        yield folder
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(options.output_dir / f".seed-{options.seed}.lock"))
+                remove_unfinished(options.output_dir)
+                folder.mkdir()
+            except BlockingIOError:
+                fail(
+                    f"another run writes samples of seed {options.seed} to {options.output_dir}; give another --seed."
+                )
+            except OSError as error:
+                fail(f"{options.output_dir} cannot be written to: {error.strerror or error}")
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
         # A run that failed leaves no folders behind.
         with suppress(OSError):
             for folder in new:
                 folder.rmdir()
-
-
-def lock_folder(folder):
-    """Return a file descriptor that holds a lock on a folder; None if another process has it, or on Windows."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def read_prompt(options):

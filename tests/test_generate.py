@@ -581,21 +581,29 @@ def test_a_prompt_whose_name_is_not_utf8_is_continued(run, prompt, tmp_path):
 
 @pytest.mark.usefixtures("no_sound")
 def test_folders_of_killed_runs_are_removed_and_those_in_use_are_not(run, tmp_path):
-    options = types.SimpleNamespace(output_dir=tmp_path / "samples", seed=7)
-    for name in (".unfinished-1", ".unfinished-abc"):
-        (tmp_path / "samples" / name).mkdir(parents=True)
-        (tmp_path / "samples" / name / "sample.mid").touch()
-    with generate.unfinished_folder(options) as folder:
-        run("--formats")
-        assert [path for path in (tmp_path / "samples").iterdir() if path.is_dir()] == [folder]
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    for process in (dead.stdout.strip(), os.getppid()):
+        (tmp_path / "samples" / f".samples.unfinished-{process}").mkdir(parents=True)
+        (tmp_path / "samples" / f".samples.unfinished-{process}" / "sample.mid").touch()
+    run("--formats")
+    left = [path.name for path in (tmp_path / "samples").iterdir() if path.is_dir()]
+    assert left == [f".samples.unfinished-{os.getppid()}"]
 
 
+HOLD = "import sys, types; from pathlib import Path; import generate\n"
+HOLD += "with generate.unfinished_folder(types.SimpleNamespace(output_dir=Path(sys.argv[1]), seed=1)):\n"
+HOLD += "    print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
 @pytest.mark.usefixtures("no_sound")
 def test_two_runs_with_one_seed_do_not_write_to_one_folder_at_the_same_time(run, tmp_path, capsys):
-    with generate.unfinished_folder(types.SimpleNamespace(output_dir=tmp_path / "samples", seed=1)):
+    command = [sys.executable, "-c", HOLD, tmp_path / "samples"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
         with pytest.raises(SystemExit, match="2"):
             run("--overwrite")
-        assert "another run writes samples of seed 1" in refused(capsys, tmp_path)
+        assert "another run writes samples of seed 1" in capsys.readouterr().err
     run()
 
 
