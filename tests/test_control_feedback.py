@@ -95,6 +95,15 @@ def test_the_prompt_does_not_count_and_what_is_not_given_changes_nothing():
     assert not any(shifts({"composer": "Chopin", "density": "planned"}, ids).values())
 
 
+def test_the_music_keeps_to_what_the_model_itself_has_planned():
+    ids = ids_of("BOS_None", "Density_8", "Velocity_62", "NoteOn_60", "TimeShift_100")
+    planned = shifts({"density": "planned"}, ids)
+    given = shifts({"density": 8}, ids)
+    assert planned == given
+    later = torch.cat([ids, ids_of("Density_16", "NoteOn_64")], dim=1)
+    assert shifts({"density": "planned"}, later)["NoteOn_67"] == pytest.approx(given["NoteOn_67"] - 0.5 / 16)
+
+
 def test_rows_that_are_reordered_keep_their_own_counts():
     feedback = ControlFeedback(TOKENIZER, {"density": 8, "loudness": 40}, 1)
     rows = torch.cat([ids_of("BOS_None", "Velocity_62", "NoteOn_60"), ids_of("BOS_None", "Velocity_94", "NoteOn_64")])

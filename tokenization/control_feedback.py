@@ -1,7 +1,8 @@
-"""Feedback: a LogitsProcessor that keeps generated music to the density, loudness and note length given to it.
+"""Feedback: a LogitsProcessor that keeps generated music to the density, loudness and note length wanted of it.
 
-A control token asks for them, and a model follows it as far as it has learned to. This processor compares what has
-been played with what was wanted and shifts the logits, as an integral controller does, by one number for each control:
+They are given by the user, or planned by the model itself. A control token asks for them, and a model follows it as
+far as it has learned to. This processor compares what has been played with what was wanted and shifts the logits, as an
+integral controller does, by one number for each control:
 
     density      A second that passes adds to it, an onset subtracts its share of a second. It is added to NoteOn and
                  Velocity; times the onsets wanted in that time, it is subtracted from TimeShift.
@@ -45,6 +46,7 @@ class FeedbackState(NamedTuple):
         velocity: The current velocity bin, or None.
         density, loudness, note_length: The number of each control.
         sounding: Keys that sound, with the steps of their onsets.
+        planned: The density, loudness and note length that the model stated last, None for each that it has not.
     """
 
     time: int = 0
@@ -53,10 +55,11 @@ class FeedbackState(NamedTuple):
     loudness: float = 0.0
     note_length: float = 0.0
     sounding: tuple[tuple[int, int], ...] = ()
+    planned: tuple[float | None, ...] = (None, None, None)
 
 
 class ControlFeedback(LogitsProcessor):
-    """Shifts the scores so that the music keeps to the controls that are given as numbers.
+    """Shifts the scores so that the music keeps to the controls that are numbers.
 
     Args:
         tokenizer: A tokenizer with tokens for controls.
@@ -74,6 +77,13 @@ class ControlFeedback(LogitsProcessor):
         self._controls = Controls(tokenizer.attributes, controls)
         self._indexes = [tokenizer.attributes.index(attribute) for attribute in (DENSITY, LOUDNESS, NOTE_LENGTH)]
         self._spans, self._events = spans_of(tokenizer), events_of(tokenizer)
+        # The place and the number of each control token that the model may state itself.
+        self._planned = {
+            tokenizer.control_spans[index].start + number: (place, float(value))
+            for place, index in enumerate(self._indexes)
+            if index in self._controls.planned
+            for number, value in enumerate(tokenizer.attributes[index].values)
+        }
         self._prompt_length = prompt_length
         self._states = PrefixStateCache(lambda row, rows: FeedbackState(), self._advance)
 
@@ -89,7 +99,7 @@ class ControlFeedback(LogitsProcessor):
         """
         shifts = np.zeros(scores.shape, dtype=np.float32)
         for row, state in zip(shifts, self._states(input_ids), strict=True):
-            density, _, note_length = self._wanted(state.time)
+            density, _, note_length = self._wanted(state)
             row[self._spans[NOTE_ON]] = row[self._spans[VELOCITY]] = state.density
             row[self._spans[NOTE_OFF]] = state.note_length
             onsets = 0.0 if density is None else state.density * density
@@ -100,22 +110,26 @@ class ControlFeedback(LogitsProcessor):
                 row[self._spans[VELOCITY]] += state.loudness / VELOCITY_UNIT * change
         return scores + torch.from_numpy(shifts).to(scores)
 
-    def _wanted(self, time: int) -> list[float | None]:
-        """Return the density, loudness and note length that are given for a step, None for each that is not."""
-        return [self._controls.number(index, time) for index in self._indexes]
+    def _wanted(self, state: FeedbackState) -> list[float | None]:
+        """Return the density, loudness and note length that are wanted now, None for each that is not."""
+        given = [self._controls.number(index, state.time) for index in self._indexes]
+        return [plan if number is None else number for number, plan in zip(given, state.planned, strict=True)]
 
     def _advance(self, state: FeedbackState, tokens: list[int], start: int) -> FeedbackState:
         for position, token in enumerate(tokens, start):
             kind, value = self._events[token]
             if kind == VELOCITY:
                 state = state._replace(velocity=value)
+            elif token in self._planned and position >= self._prompt_length:
+                place, number = self._planned[token]
+                state = state._replace(planned=(*state.planned[:place], number, *state.planned[place + 1 :]))
             elif position >= self._prompt_length and kind in (NOTE_ON, NOTE_OFF, TIME_SHIFT):
                 state = self._count(state, kind, value)
         return state
 
     def _count(self, state: FeedbackState, kind: int, value: int) -> FeedbackState:
         """Return the state after a key went down or up, or time passed."""
-        density, loudness, note_length = self._wanted(state.time)
+        density, loudness, note_length = self._wanted(state)
         steps, is_strike = (value if kind == TIME_SHIFT else 0), kind == NOTE_ON
         time, sounding = state.time + steps, state.sounding
         changes = {}
