@@ -1,8 +1,8 @@
 """Feedback: a LogitsProcessor that keeps generated music to the density, loudness and note length wanted of it.
 
 They are given by the user, or planned by the model itself. A control token asks for them, and a model follows it as
-far as it has learned to. This processor compares what has been played with what was wanted and shifts the logits, as an
-integral controller does, by one number for each control:
+far as it has learned to. This processor compares what has been played with what was wanted and shifts the logits, as
+an integral controller does, by one number for each control:
 
     density      A second that passes adds to it, an onset subtracts its share of a second. It is added to NoteOn and
                  Velocity; times the onsets wanted in that time, it is subtracted from TimeShift.
