@@ -100,6 +100,7 @@ def write_page(measured: dict) -> str:
         "## Originality",
         originality_text(measured),
         *(f"- {escape_markdown(line)}" for line in measured["originality"]["lines"]),
+        *_controls_and_infilling(measured),
         "## Attention",
         "The share of each head's attention by distance in tokens, on validation music. The heads of a layer are "
         "sorted from near to far.",
@@ -159,6 +160,27 @@ def _music(measured: dict) -> list[str]:
         "95% interval of a bootstrap over the pieces. The validation pieces show what real music reaches.",
         _table(["", *(f"{kind}, {label}" for kind in ("overlap", "divergence") for label in comparison)], rows),
     ]
+
+
+def _controls_and_infilling(measured: dict) -> list[str]:
+    parts = []
+    if "controls" in measured:
+        rows = [[words(name), f"{value:.2f}"] for name, value in measured["controls"]["correlations"].items()]
+        parts += [
+            "## Controls",
+            f"Rank correlation (Spearman) of what was given and what is played, over {measured['controls']['pieces']} "
+            "pieces with random density, loudness and note length.",
+            _table(["control", "correlation"], rows),
+        ]
+    if "infilling" in measured:
+        infilling = measured["infilling"]
+        parts += [
+            "## Infilling",
+            f"The music of gaps of 2 to 6 seconds in validation pieces, {infilling['tokens']:,} tokens, has "
+            f"{infilling['infilling']:.3f} nats per token when both sides are given, and "
+            f"{infilling['continuation']:.3f} when only what comes before is.",
+        ]
+    return parts
 
 
 def _estimate(estimate: list[float]) -> str:

@@ -4,7 +4,7 @@
 
 The model generates samples from nothing. Samples and excerpts of the validation pieces are compared with excerpts of
 the training pieces: the validation pieces show what a model can reach. The samples are also searched for copies of
-training pieces. The folder contains
+training pieces. Of a model with controls and infilling, both are measured too. The folder contains
 
     report.md     the page, with histograms.png, self_similarity.png and attention.png
     report.json   every number
@@ -31,6 +31,8 @@ from corpus.plain_text import printable
 from evaluation import originality
 from evaluation.attention import attention_by_distance, octaves
 from evaluation.comparison import compare
+from evaluation.controls import measure_controls
+from evaluation.infilling import measure_infilling
 from evaluation.likelihood import amount_of_music, score, summarize
 from evaluation.loading import find_model, load_model, load_model_tokenizer
 from evaluation.metrics import AMOUNTS, midi_to_arrays, score_to_arrays, self_similarity, tabulate
@@ -38,6 +40,9 @@ from evaluation.page import facts_for_card, write_page
 from evaluation.pictures import draw_attention, draw_histograms, draw_self_similarity
 from evaluation.sampling import excerpt_scores, sample_scores
 from tokenization import MusicTxTokenizer
+
+# Gaps whose music is scored.
+NUM_GAPS = 100
 
 
 def measure_likelihood(model: torch.nn.Module, windows: EvaluationWindows, tokenizer: MusicTxTokenizer) -> dict:
@@ -126,6 +131,32 @@ def measure_originality(paths: list[Path], index: originality.Index, folder: Pat
     }
 
 
+def measure_controls_and_infilling(
+    model: torch.nn.Module, tokenizer: MusicTxTokenizer, rows: list, args: argparse.Namespace
+) -> dict:
+    """Measure how well controls are followed, and what the music after a gap is worth.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        rows: The ids of the validation pieces, `[L]` each.
+        args: The command line.
+
+    Returns:
+        `controls`, the rank correlation for each, and `infilling`, nats per token; nothing that the model does not
+        know.
+    """
+    measured = {}
+    if tokenizer.attributes:
+        # Pieces with controls of their own cannot be generated together, so there are fewer.
+        pieces = max(args.num_samples // 4, 2)
+        found = measure_controls(model, tokenizer, pieces, args.seconds, args.seed, top_p=args.top_p)
+        measured["controls"] = {"pieces": pieces, "correlations": found.correlations()}
+    if tokenizer.infill_ids is not None:
+        measured["infilling"] = measure_infilling(model, tokenizer, rows, NUM_GAPS)._asdict()
+    return measured
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__.splitlines()[0])
@@ -162,7 +193,8 @@ def load(args: argparse.Namespace) -> tuple[torch.nn.Module, MusicTxTokenizer, D
     if not isinstance(corpus, DatasetDict):
         raise ValueError(f"{args.corpus} is streamed; download it, and give its folder.")
     tokenizer = load_model_tokenizer(args.model)
-    if not tokenizer.has_events or load_tokenizer(args.corpus).get_vocab() != tokenizer.get_vocab():
+    # A model may have tokens that the corpus lacks, those of controls.
+    if not tokenizer.has_events or load_tokenizer(args.corpus).get_vocab().items() - tokenizer.get_vocab().items():
         raise ValueError(
             f"{args.model} and {args.corpus} must have the same tokens, those of the paper; prepare a "
             "corpus with the tokenizer of the model."
@@ -206,6 +238,11 @@ def _run(args: argparse.Namespace) -> None:
     draw_self_similarity(measured["self_similarity"], args.output_dir / "self_similarity.png")
 
     measured["originality"] = measure_originality(paths, index, args.output_dir / "passages")
+
+    rows = EvaluationWindows(corpus["validation"], args.length).rows
+    measured |= measure_controls_and_infilling(
+        model, tokenizer, [rows[row, :] for row in range(len(rows.lengths))], args
+    )
 
     shares = attention_by_distance(model, EvaluationWindows(corpus["validation"], args.length))
     measured["attention"] = {"octaves": octaves(args.length), "shares": shares.tolist()}

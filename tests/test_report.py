@@ -15,7 +15,7 @@ from evaluation.page import facts_for_card, write_page
 from evaluation.sampling import excerpt_scores, sample_scores
 from hub.card import Facts
 from modeling_music_tx import MusicTxForCausalLM
-from tokenization import MusicGrammar, MusicTxTokenizer
+from tokenization import MusicGrammar, MusicTxTokenizer, PerformanceWithControls
 
 SECONDS = 4
 
@@ -130,6 +130,24 @@ def test_the_facts_are_such_as_the_card_asks_for(folder):
     assert facts["statistics"]["notes per second"].keys() == {"model", "validation"}
     assert facts["overlap"]["pitch classes"].keys() == {"model", "validation"}
     assert "None of the 3 pieces exceeds that" in facts["memorization"]
+
+
+def test_a_model_with_controls_has_them_and_its_infilling_on_the_page(corpus, tmp_path):
+    tokenizer = MusicTxTokenizer.from_miditok(PerformanceWithControls())
+    model = save_model(tmp_path / "model", tokenizer)
+    measured = write(model, corpus, tmp_path / "report", "--splits")
+    assert measured["controls"]["pieces"] == 2
+    assert measured["controls"]["correlations"].keys() == {"density", "loudness", "note_length"}
+    # Every one of 451 tokens is as likely as the next.
+    assert measured["infilling"]["infilling"] == pytest.approx(6.11, abs=0.1)
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert page.index("## Originality") < page.index("## Controls") < page.index("## Infilling")
+    assert "| note length |" in page
+
+
+def test_a_model_without_them_has_neither(measured):
+    assert not {"controls", "infilling"} & measured.keys()
+    assert "Controls" not in write_page(measured)
 
 
 def test_without_a_likelihood_there_is_none_on_page_and_card(measured):
