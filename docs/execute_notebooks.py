@@ -20,8 +20,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 DOCS = Path(__file__).resolve().parent
 NOTEBOOKS = {"en": "annotated_music_transformer.ipynb", "es": "transformer_musical_anotado.ipynb"}
 
-# The longest cell takes some ten seconds of an idle core.
-CELL_SECONDS = 240
+# The longest cell takes some twenty seconds of an idle core; machines are not always idle.
+CELL_SECONDS = 400
 
 # What IPython puts around the words of an error.
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
