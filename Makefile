@@ -3,6 +3,7 @@
 # make lint   ruff: rules and format
 #
 # make test-interop   the snippets of docs/transformers.md, with the packages that they name
+# make test-notebooks one of the notebooks from top to bottom (the other has the same code), and the tests of both
 # make test-lowest    the tests, with the oldest versions that setup.cfg allows, in .venv-lowest
 # make test-newest    the tests, with the newest versions that setup.cfg allows, in .venv-newest
 #
@@ -20,7 +21,7 @@ READY := $(VENV)/.ready
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 test test-lowest test-newest: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint test-interop test-lowest test-newest
+.PHONY: demo test lint test-interop test-notebooks test-lowest test-newest
 
 demo: $(READY)
 	$(RUN) generate.py --output_dir samples
@@ -35,6 +36,11 @@ lint: $(READY)
 test-interop: $(READY)
 	$(RUN) -m pip install --no-compile --constraint constraints.txt --editable ".[dev,interop]"
 	$(RUN) -m pytest tests/test_transformers.py
+
+test-notebooks: $(READY)
+	$(RUN) -m pip install --no-compile --constraint constraints.txt --editable ".[dev,notebooks]"
+	$(RUN) docs/execute_notebooks.py --check --language en
+	$(RUN) -m pytest tests/test_notebooks.py
 
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/python $(PYTEST)
