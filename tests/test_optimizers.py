@@ -32,3 +32,19 @@ def test_a_longer_run_has_the_same_learning_rate_until_the_shorter_one_decays():
     short, long = (Recipe("", "", max_steps=steps, warmup_steps=10, decay_fraction=0.4) for steps in (100, 200))
     assert all(schedule(step, short) == schedule(step, long) for step in range(61))
     assert schedule(61, short) < schedule(61, long)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given", "expected"), [("muon", 4e-2, 4e-2), ("muon", None, 1e-2), ("adamw", 4e-2, 1e-2)]
+)
+def test_with_muon_the_embeddings_may_have_a_peak_rate_of_their_own(optimizer, given, expected):
+    recipe = Recipe("", "", optimizer=optimizer, learning_rate=1e-2, embedding_learning_rate=given)
+    model = MusicTxForCausalLM(MusicTxConfig(**SHAPE, value_residual=True))
+    peaks = {
+        id(p): group["peak"]
+        for opt in make_optimizers(model, recipe)
+        for group in opt.param_groups
+        for p in group["params"]
+    }
+    for name, p in model.named_parameters():
+        assert peaks[id(p)] == (1e-2 if name.endswith("_proj.weight") else expected), name

@@ -6,7 +6,7 @@ import pytest
 from tiny_training import RECIPES
 
 from modeling_music_tx import MusicTxConfig
-from training.recipe import parse
+from training.recipe import Recipe, parse
 
 
 def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):
@@ -75,3 +75,15 @@ def test_the_fields_of_the_model_have_their_help_where_docstrings_are_indented_a
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     assert "--num_hidden_layers" in texts[0]
+
+
+def test_short_crops_double_in_length_as_often_as_they_were_halved_and_keep_the_tokens_of_a_step():
+    recipe = Recipe("", "", sequence_length=1024, batch_size=2, max_steps=10, short_fraction=0.8, halvings=2)
+    assert [recipe.batch_shape(step) for step in (0, 3, 4, 7, 8, 9)] == [
+        (8, 256),
+        (8, 256),
+        (4, 512),
+        (4, 512),
+        (2, 1024),
+        (2, 1024),
+    ]
