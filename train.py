@@ -239,7 +239,13 @@ def load_model(tokenizer, given: dict, recipe: Recipe) -> MusicTxForCausalLM:
 
 
 def make_trainable(model: MusicTxForCausalLM, recipe: Recipe) -> torch.nn.Module:
-    """Apply gradient checkpointing, adapters and compilation, as the recipe says."""
+    """Apply the attention, gradient checkpointing, adapters and compilation, as the recipe says.
+
+    Raises:
+        ValueError: There is no such attention, or it needs what is not installed.
+    """
+    if recipe.attn_implementation:
+        model.set_attn_implementation(recipe.attn_implementation)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model = add_adapters(model, recipe.lora_rank) if recipe.lora_rank else model

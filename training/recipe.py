@@ -76,6 +76,9 @@ class Recipe:
     )
     infill_fraction: float = field(default=0.0, metadata={"help": "share of the crops with a gap to fill"})
     mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "autocast dtype"})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "attention, such as triton_relative on a GPU; blocked_relative if not given"}
+    )
     compile: bool = field(default=False, metadata={"help": "torch.compile the model"})
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "recompute each layer in the backward pass to save memory"}
