@@ -48,6 +48,7 @@ SHOWN_ONLY = {
     "make demo": "continuous integration runs it as it stands, and it is slow to set up",
     "pip install": "tests install nothing; the Makefile installs the same extras on every new machine",
     "python -m hub.publish": "it sends; test_publish.py runs it against a Hub on this machine",
+    "python -m evaluation.drift": "it needs pieces of several minutes; test_drift.py runs it without",
     "bibtex": "a citation",
     "text": "the layout of a sequence",
 }

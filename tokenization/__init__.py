@@ -3,6 +3,7 @@
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .control_feedback import ControlFeedback
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .midi_streamer import MidiStreamer
 from .music_generation import first_seconds, generate_music, piano_logits_processors
@@ -20,6 +21,7 @@ MusicTxTokenizer.register_for_auto_class()
 
 __all__ = [
     "PIANO",
+    "ControlFeedback",
     "LoopBreaker",
     "MaxSeconds",
     "MidiGenerationPipeline",

@@ -110,15 +110,13 @@ def generate_music(
         rules["controls"] = controls
     if gap is not None:
         most = SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * (gap.stop - gap.start) / STEPS_PER_SECOND)
-        own = [InfillGrammar(tokenizer, gap, most, **PIANO | rules), LoopBreaker(tokenizer)]
+        feedback = [ControlFeedback(tokenizer, controls, length)] if controls else []
+        own = [*feedback, InfillGrammar(tokenizer, gap, most, **PIANO | rules), LoopBreaker(tokenizer)]
         generate_kwargs.setdefault("eos_token_id", tokenizer.infill_ids.end)
         # After `most` tokens: the offs of all keys, the events of kept notes, and the time to the end of the gap.
         generate_kwargs.setdefault("max_new_tokens", most + 3 * (NUM_PITCHES + len(gap.kept)) + gap.join)
     else:
         own = piano_logits_processors(tokenizer, before=before.tolist(), prompt_length=length, **rules)
-    if controls:
-        # Before the grammar, which gives a control the probability of all events that it allows.
-        own.insert(0, ControlFeedback(tokenizer, controls, length))
     processors = [*(generate_kwargs.pop("logits_processor", None) or ()), *own]
 
     # Several samples share one forward pass over the prompt, unless `generate` needs a cache of its own.
@@ -157,7 +155,7 @@ def generate_music(
 def piano_logits_processors(
     tokenizer, *, before: Sequence[Sequence[int]] = ((),), prompt_length: int = 0, **rules
 ) -> list[LogitsProcessor]:
-    """Return the processors that keep generated music well-formed, within a piano's range and out of loops.
+    """Return the processors that keep music well-formed, within a piano's range, out of loops and to controls.
 
     Args:
         tokenizer: A `MusicTxTokenizer`.
@@ -174,7 +172,10 @@ def piano_logits_processors(
     """
     if tokenizer.has_events:
         grammar = MusicGrammar(tokenizer, before=before, prompt_length=prompt_length, **PIANO | rules)
-        return [grammar, LoopBreaker(tokenizer)]
+        controls = rules.get("controls")
+        # Before the grammar, which gives a control the probability of all events that it allows.
+        feedback = [ControlFeedback(tokenizer, controls, prompt_length)] if controls else []
+        return [*feedback, grammar, LoopBreaker(tokenizer)]
     if rules:
         raise ValueError(f"{', '.join(rules)}: only the untrained Performance encoding has a grammar.")
     return []
