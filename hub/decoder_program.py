@@ -87,7 +87,13 @@ class DecoderProgram(nn.Module):
         # Distances up to window + CHUNK - 1 are met: those beyond the table share its farthest row. Two more, so that
         # rows of one column less are longer than what is read of them, whatever the number of queries.
         self.span = self.window + CHUNK + 2
-        tables = [layer.self_attn.relative_embeddings for layer in model.model.layers]
+        attentions = [layer.self_attn for layer in model.model.layers]
+        # The scaling of the queries is part of their weights: a factor on products keeps onnxruntime from its fastest
+        # way for a single row. [3 * H * D, C]
+        scaling = torch.ones(3 * self.num_heads * self.head_dim, 1)
+        scaling[: self.num_heads * self.head_dim] = attentions[0].scaling
+        self.qkv_weights = nn.ParameterList(one.qkv_proj.weight.detach() * scaling for one in attentions)
+        tables = [one.relative_embeddings.detach() for one in attentions]
         # [H, D, min(M, span)]
         self.tables = nn.ParameterList(table[:, -self.span :].transpose(1, 2).contiguous() for table in tables)
 
@@ -138,37 +144,38 @@ class DecoderProgram(nn.Module):
 
     def _attend(self, index, attention, hidden_states, past, hidden, start, first_values):
         """Attention of a layer; returns its output, the new keys and values, and the first layer's values."""
-        queries = hidden_states.shape[1]
-        qkv = attention.qkv_proj(hidden_states).view(1, queries, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [1, H, Q, D] each
-        query, key = query * attention.scaling, key.transpose(2, 3)  # [1, H, D, Q]
+        queries, heads = hidden_states.shape[1], self.num_heads
+        qkv = nn.functional.linear(hidden_states, self.qkv_weights[index])
+        qkv = qkv.view(1, queries, 3 * heads, self.head_dim).transpose(1, 2)
+        query, key, value = qkv.split(heads, dim=1)  # [1, H, Q, D] each
+        key = key.transpose(2, 3)  # [1, H, D, Q]
         first_values = value if first_values is None else first_values
         if attention.value_mix is not None:
             value = attention.value_mix[0] * value + attention.value_mix[1] * first_values
 
-        bias = self._relative_logits(query[0], self.tables[index]) + hidden  # [H, Q, W + Q]
-        before = bias[:, :, : self.window]
+        bias = self._relative_logits(query, self.tables[index]) + hidden  # [1, H, Q, W + Q]
+        before = bias[..., : self.window]
         # From the order of time to the order of the ring.
-        before = torch.cat([before, before], dim=2).narrow(2, start, self.window)
-        scores = torch.cat([query @ past[0] + before, query @ key + bias[:, :, self.window :]], dim=3)
+        before = torch.cat([before, before], dim=3).narrow(3, start, self.window)
+        scores = torch.cat([query @ past[0] + before, query @ key + bias[..., self.window :]], dim=3)
         weights = scores.softmax(-1)
         output = weights[..., : self.window] @ past[1] + weights[..., self.window :] @ value
-        output = output.transpose(1, 2).reshape(1, queries, self.num_heads * self.head_dim)
+        output = output.transpose(1, 2).reshape(1, queries, heads * self.head_dim)
         return attention.o_proj(output), key, value, first_values
 
     def _relative_logits(self, query: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """The products of queries with the embeddings of their distances to all keys, [H, Q, D] to [H, Q, W + Q]."""
-        heads, queries, _ = query.shape
-        products = query @ table  # [H, Q, M]; column j belongs to distance M - 1 - j
+        """The products of queries with the embeddings of distances to all keys, [1, H, Q, D] to [1, H, Q, W + Q]."""
+        _, heads, queries, _ = query.shape
+        products = query @ table  # [1, H, Q, M]; column j belongs to distance M - 1 - j
         if table.shape[2] < self.span:
-            beyond = products[:, :, :1].expand(heads, queries, self.span - table.shape[2])
-            products = torch.cat([beyond, products], dim=2)  # [H, Q, span]
+            beyond = products[..., :1].expand(1, heads, queries, self.span - table.shape[2])
+            products = torch.cat([beyond, products], dim=3)  # [1, H, Q, span]
         # Query r meets key k at distance W + r - k, in column first - r + k; in rows of one column less that is column
         # first + k for all queries.
         first = self.span - 1 - self.window
-        flat = torch.cat([products.reshape(heads, -1), products.new_zeros(heads, first)], dim=1)
-        rows = flat[:, first : first + queries * (self.span - 1)].reshape(heads, queries, self.span - 1)
-        return rows[:, :, : self.window + queries]
+        flat = torch.cat([products.reshape(1, heads, -1), products.new_zeros(1, heads, first)], dim=2)
+        rows = flat[..., first : first + queries * (self.span - 1)].reshape(1, heads, queries, self.span - 1)
+        return rows[..., : self.window + queries]
 
 
 def export_program(program: DecoderProgram, path: Path) -> None:
