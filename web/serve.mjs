@@ -15,22 +15,26 @@ const TYPES = new Map(Object.entries({
 }));
 
 /**
- * @param {string} folder
+ * @param {string | string[]} folders Of files in several, the first one is served.
  * @param {{isolated?: boolean, port?: number}} [options]
  * @returns {Promise<import('node:http').Server>} Listening on this machine alone.
  */
-export function serve(folder, { isolated = true, port = 0 } = {}) {
-  const root = resolve(folder);
+export function serve(folders, { isolated = true, port = 0 } = {}) {
+  const roots = [folders].flat().map((folder) => resolve(folder));
   const server = createServer(async ({ url = '/' }, response) => {
-    const path = join(root, normalize(decodeURIComponent(new URL(url, 'http://localhost').pathname)));
-    const file = path.endsWith('/') ? `${path}index.html` : path;
-    const found = file.startsWith(root) ? await stat(file).catch(() => null) : null;
-    if (!found?.isFile()) {
+    const path = normalize(decodeURIComponent(new URL(url, 'http://localhost').pathname));
+    let [file, size] = ['', -1];
+    for (const root of roots) {
+      const candidate = join(root, path.endsWith('/') ? `${path}index.html` : path);
+      const found = candidate.startsWith(root) && size < 0 ? await stat(candidate).catch(() => null) : null;
+      if (found?.isFile()) [file, size] = [candidate, found.size];
+    }
+    if (size < 0) {
       response.writeHead(404).end('not found');
       return;
     }
     response.setHeader('Content-Type', TYPES.get(extname(file)) ?? 'application/octet-stream');
-    response.setHeader('Content-Length', found.size);
+    response.setHeader('Content-Length', size);
     response.setHeader('Cache-Control', 'no-cache');
     if (isolated) {
       response.setHeader('Cross-Origin-Opener-Policy', 'same-origin');

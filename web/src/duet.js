@@ -36,6 +36,10 @@ const LEAD_SECONDS = 0.03;
 // A note that comes later than this would be heard as late: the music waits instead, and that is counted.
 const LATE_SECONDS = 0.04;
 
+// Where the engine is hardly faster than the music, it gets a start.
+const SAFE_SPEED = 1.5;
+const START_SECONDS = 1.5;
+
 // A pause between phrases is no longer than this for the model, however long it was.
 const LONGEST_PAUSE_SECONDS = 2;
 
@@ -95,6 +99,12 @@ export class Duet {
   /** @param {number} time */
   stepOf(time) {
     return Math.round(this.base.step + (time - this.base.time) * this.rate);
+  }
+
+  /** From a note being known to its sound, where the music begins or begins again. */
+  get lead() {
+    const speed = this.stats.musicPerSecond;
+    return speed && speed < SAFE_SPEED ? START_SECONDS : LEAD_SECONDS;
   }
 
   /** Seconds of music that are generated but not heard yet. */
@@ -281,12 +291,12 @@ export class Duet {
         this.send({ type: 'horizon', step: report.step + AHEAD_SECONDS * this.rate });
         return;
       }
-      this.base = { time: now + LEAD_SECONDS, step: first.step };
-      this.stats.firstNote = performance.now() - this.asked + 1000 * LEAD_SECONDS;
+      this.base = { time: now + this.lead, step: first.step };
+      this.stats.firstNote = performance.now() - this.asked + 1000 * this.lead;
       this.#enter('answering');
     }
     if (first !== undefined && this.timeOf(first.step) < now - LATE_SECONDS) {
-      this.base.time += now + LEAD_SECONDS - this.timeOf(first.step);
+      this.base.time += now + this.lead - this.timeOf(first.step);
       this.stats.underruns++;
     }
     for (const { step, isOn, pitch, velocity } of report.events) this.#know(this.timeOf(step), isOn, pitch, velocity);
@@ -418,13 +428,10 @@ export class Duet {
     const now = this.sound.now();
     /** @type {Map<number, Who>} */
     const keys = new Map();
-    for (const { pitch, start, end, who } of this.voices.size ? [...this.voices.keys()] : []) {
+    for (const { pitch, start, end, who } of this.voices.keys()) {
       if (start <= now && (end === null || end > now)) keys.set(pitch, who);
     }
-    for (const note of this.notes.slice(-64)) {
-      const { start, end, pitch, who } = note;
-      if (start <= now && (end === null ? this.yours.get(pitch)?.note === note || who === 'model' : end > now)) keys.set(pitch, who);
-    }
+    for (const pitch of this.yours.keys()) keys.set(pitch, 'you');
     return keys;
   }
 

@@ -135,6 +135,11 @@ async function main() {
     play.disabled = !isReady;
     button('answer').disabled = duet.mode !== 'listening' || !isReady;
     const isBlocked = context.state !== 'running' && duet.mode !== 'idle';
+    const isSlow = duet.mode === 'answering' && duet.stats.musicPerSecond > 0 && duet.stats.musicPerSecond < 1;
+    if (isSlow) {
+      box('state').textContent = 'This computer is slower than the music at the moment: other programs may be busy.';
+      return;
+    }
     const state = isReady || duet.mode === 'playing' ? STATES[duet.mode] : 'The model is loading; you can play already.';
     box('state').textContent = isBlocked ? 'The browser holds the sound back: click or press a key on the page.' : state;
     document.body.dataset.mode = duet.mode;
@@ -156,6 +161,7 @@ async function main() {
       if (!isReady) button('retry').hidden = false;
     } else {
       duet.receive(report);
+      if (report.type === 'speed') showState();
       piece.receive(report);
     }
   }

@@ -225,6 +225,10 @@ export class Studio {
       seconds: speed.milliseconds / 1000,
       tokens: speed.tokens,
     });
+    // What was measured long ago counts less and less.
+    speed.musicSteps /= 2;
+    speed.milliseconds /= 2;
+    speed.tokens /= 2;
   }
 
   /** @param {Extract<Request, {type: 'infill'}>} request */

@@ -47,8 +47,15 @@ export class Roll {
     this.canvas = canvas;
     this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
     this.colours = this.#colours();
-    const theme = matchMedia('(prefers-color-scheme: dark)');
-    theme.addEventListener('change', () => (this.colours = this.#colours()));
+    /** @type {Map<string, string>} */
+    this.mixed = new Map();
+    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
+      this.colours = this.#colours();
+      this.mixed.clear();
+      this.drawn = '';
+    });
+    /** What was drawn last, where nothing moves. */
+    this.drawn = '';
     new ResizeObserver(() => this.#resize()).observe(canvas);
     this.#resize();
   }
@@ -60,6 +67,7 @@ export class Roll {
     this.canvas.width = Math.round(this.width * ratio);
     this.canvas.height = Math.round(this.height * ratio);
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.drawn = '';
     this.keysHeight = Math.min(Math.max(this.width * 0.075, 34), 92);
   }
 
@@ -83,15 +91,22 @@ export class Roll {
   }
 
   /**
-   * The colour of a note: the louder, the stronger.
+   * The colour of a note: the louder, the stronger; all are opaque.
    * @param {Who} who
    * @param {number} velocity
-   * @param {number} alpha
+   * @param {number} share How much of it is not the paper's.
    */
-  colour(who, velocity, alpha = 1) {
+  colour(who, velocity, share = 1) {
     const [hue, saturation, lightness] = this.colours[who];
-    const strength = Math.min(Math.max((velocity - 20) / 90, 0), 1);
-    return `hsl(${hue} ${saturation}% ${lightness}% / ${alpha * (0.35 + 0.65 * strength)})`;
+    const strength = share * (0.4 + 0.6 * Math.min(Math.max((velocity - 20) / 90, 0), 1));
+    const key = `${who} ${strength.toFixed(2)}`;
+    let mixed = this.mixed.get(key);
+    if (mixed === undefined) {
+      const ink = `hsl(${hue} ${saturation}% ${lightness}%)`;
+      mixed = `color-mix(in srgb, ${ink} ${(100 * strength).toFixed(0)}%, ${this.colours.paper})`;
+      this.mixed.set(key, mixed);
+    }
+    return mixed;
   }
 
   /**
@@ -102,6 +117,10 @@ export class Roll {
    */
   draw(notes, now, sounding) {
     const { context, width = 0, height = 0, colours } = this;
+    const newest = notes.slice(-200).reduce((latest, { end }) => Math.max(latest, end ?? Infinity), -Infinity);
+    const still = newest < now - PAST_SECONDS ? `still ${[...sounding.keys()]}` : '';
+    if (still && still === this.drawn) return;
+    this.drawn = still;
     const rollHeight = height - (this.keysHeight ?? 0);
     const scale = rollHeight / (PAST_SECONDS + FUTURE_SECONDS);
     const line = PAST_SECONDS * scale;
@@ -127,7 +146,7 @@ export class Roll {
       const y = Math.max(top, -4);
       const h = Math.max(Math.min(bottom, rollHeight) - y, 2);
       const w = Math.max(share * width * 0.86, 2.5);
-      context.fillStyle = this.colour(note.who, note.velocity, note.start > now ? 0.55 : 1);
+      context.fillStyle = this.colour(note.who, note.velocity, note.start > now ? 0.5 : 1);
       context.beginPath();
       context.roundRect(left * width + (share * width - w) / 2, y, w, h, Math.min(w / 2, 3));
       context.fill();
@@ -154,13 +173,6 @@ export class Roll {
         context.fillStyle = who ? this.colour(who, 110) : isBlack ? colours.black : colours.white;
         const gap = isBlack ? 0 : Math.min(1, share * width * 0.12);
         const h = isBlack ? keysHeight * 0.62 : keysHeight - 1;
-        if (who || isBlack) {
-          // Below the translucent colour of a sounding key lies the key.
-          const fill = context.fillStyle;
-          context.fillStyle = isBlack ? colours.black : colours.white;
-          context.fillRect(left * width, top + 1, share * width - gap, h);
-          context.fillStyle = fill;
-        }
         context.fillRect(left * width, top + 1, share * width - gap, h);
       }
     }
