@@ -14,10 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+from huggingface_hub import RepoCard
+from yaml import YAMLError
+
 from corpus.atomic_files import atomic_folder
 from corpus.commands import run_command
 from corpus.plain_text import printable
 from evaluation.loading import find_model, load_model, load_model_tokenizer
+from hub.contents import CONSTANTS
 from hub.decoder_program import (
     CHUNK,
     DecoderProgram,
@@ -36,7 +41,7 @@ NODE = 20
 # A likelihood that is worse by less cannot be told from noise.
 MAX_LOST_NATS = 0.01
 
-PROGRAM, QUANTIZED, CONSTANTS = "decoder.onnx", "decoder.int8.onnx", "model.json"
+PROGRAM, QUANTIZED = "decoder.onnx", "decoder.int8.onnx"
 
 
 def page_constants(model, tokenizer, program: DecoderProgram, name: str) -> dict:
@@ -109,6 +114,45 @@ def _constants(module, names: str) -> dict:
     return {name: getattr(module, name) for name in names.split()}
 
 
+# The card of a Space. The headers isolate the page, so that the engine may use threads.
+SPACE_CARD = """---
+{data}
+---
+
+# {title}
+
+A page that plays the piano with you: play a few notes and pause, and the model goes on. It runs in the visitor's
+browser. Made with `python -m hub.web`.
+
+The recordings of the piano are the Salamander Grand Piano V3 by Alexander Holm, CC BY 3.0.
+"""
+HEADERS = {
+    "cross-origin-embedder-policy": "require-corp",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "cross-origin",
+}
+
+
+def card_of(model: Path) -> dict:
+    """Return what a model's card says of its license and its data sets; empty without a card."""
+    try:
+        data = RepoCard.load(model / "README.md").data.to_dict()
+    except (OSError, ValueError, YAMLError):
+        return {"license": None, "datasets": []}
+    datasets = data.get("datasets") or []
+    return {"license": data.get("license"), "datasets": [datasets] if isinstance(datasets, str) else list(datasets)}
+
+
+def write_card(folder: Path, constants: dict) -> None:
+    """Write the card with which a page becomes a Space."""
+    title = f"Play with {constants['name']}"
+    data = {"title": title, "emoji": "🎹", "sdk": "static", "app_file": "index.html", "pinned": False}
+    data |= {"colorFrom": "blue", "colorTo": "yellow", "short_description": "A piano model that answers what you play"}
+    data |= {name: value for name, value in constants["card"].items() if value} | {"custom_headers": HEADERS}
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip()
+    (folder / "README.md").write_text(SPACE_CARD.format(data=text, title=title), encoding="utf-8")
+
+
 def write_model(name: str, folder: Path, window: int | None = None) -> dict:
     """Write what a page needs of a model.
 
@@ -127,7 +171,9 @@ def write_model(name: str, folder: Path, window: int | None = None) -> dict:
     try:
         check_architecture(model)
         program = DecoderProgram(model, window)
-        constants = page_constants(model, tokenizer, program, find_model(name).resolve().name)
+        source = find_model(name).resolve()
+        constants = page_constants(model, tokenizer, program, source.name if Path(name).is_dir() else name)
+        constants["card"] = card_of(source)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     export_program(program, folder / PROGRAM)
@@ -137,6 +183,7 @@ def write_model(name: str, folder: Path, window: int | None = None) -> dict:
         (folder / QUANTIZED).unlink()
     chosen = folder / (QUANTIZED if lost <= MAX_LOST_NATS else PROGRAM)
     constants["program"] |= {"file": chosen.name, "bytes": chosen.stat().st_size, "lostNats": lost}
+    write_card(folder, constants)
     (folder / CONSTANTS).write_text(json.dumps(constants, separators=(",", ":")), encoding="utf-8")
     return constants["program"]
 

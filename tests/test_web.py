@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import RepoCard
 from tiny_models import save_model
 
 from hub import web
@@ -67,6 +68,16 @@ def test_the_chosen_program_is_there_in_its_size_with_what_it_costs(pages):
     assert (pages["plain"] / program["file"]).stat().st_size == program["bytes"]
     assert (pages["plain"] / "decoder.onnx").is_file()
     assert 0 <= program["lostNats"] <= web.MAX_LOST_NATS
+
+
+def test_the_card_of_the_space_takes_its_license_from_the_model_and_isolates_the_page(models, tmp_path):
+    shutil.copytree(models["plain"], tmp_path / "nocturne")
+    (tmp_path / "nocturne" / "README.md").write_text("---\nlicense: mit\ndatasets: maestro\n---\n# Nocturne\n")
+    assert web.main([str(tmp_path / "nocturne"), "--output_dir", str(tmp_path / "site"), "--model_only"]) == 0
+    assert constants_of(tmp_path / "site")["card"] == {"license": "mit", "datasets": ["maestro"]}
+    card = RepoCard.load(tmp_path / "site" / "README.md").data.to_dict()
+    assert (card["sdk"], card["license"], card["datasets"]) == ("static", "mit", ["maestro"])
+    assert card["custom_headers"]["cross-origin-opener-policy"] == "same-origin"
 
 
 def test_eight_bits_that_cost_too_much_are_left_out(models, tmp_path, monkeypatch):

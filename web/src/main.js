@@ -66,7 +66,9 @@ async function main() {
   say('');
   button('retry').hidden = true;
   const model = await loadModel();
-  box('model-name').textContent = model.name;
+  const { license, datasets } = model.card;
+  const facts = [datasets.length ? `trained on ${datasets.join(', ')}` : '', license ? `licence ${license}` : ''];
+  box('model-name').textContent = [model.name, ...facts.filter(Boolean)].join(', ');
   const context = new AudioContext({ latencyHint: 'interactive' });
   const sampler = new Sampler(context, `${BASE}samples/`);
   const roll = new Roll(/** @type {HTMLCanvasElement} */ (box('roll')));

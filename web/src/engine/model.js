@@ -108,6 +108,7 @@
 /**
  * @typedef {object} Model
  * @property {string} name
+ * @property {{license: string | null, datasets: string[]}} card
  * @property {ProgramShape} program
  * @property {{temperature: number, topP: number}} sampling
  * @property {string[]} tokens
