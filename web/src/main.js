@@ -13,7 +13,7 @@ import { TouchKeys } from './view/touch_keys.js';
 
 const BASE = new URL('.', document.baseURI).href;
 
-// More threads do not help: one token is too little work to divide.
+// One token is too little work to divide among more; `?threads=1` in the address measures others.
 const MAX_THREADS = 2;
 
 // How often the numbers are written, in milliseconds.
@@ -57,7 +57,8 @@ function startEngine(model, receive) {
   worker.onerror = (event) => {
     receive({ type: 'failed', message: event.message || 'The engine could not be started: load the page again.' });
   };
-  const threads = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, MAX_THREADS) : 1;
+  const wanted = Number(parameter('threads')) || Math.min(navigator.hardwareConcurrency || 1, MAX_THREADS);
+  const threads = crossOriginIsolated ? wanted : 1;
   worker.postMessage({ type: 'load', model, base: BASE, threads });
   return { worker, threads };
 }
@@ -260,9 +261,14 @@ async function main() {
   Object.assign(globalThis, { page: { model, context, sampler, duet, ports, roll } });
 }
 
+/** @param {string} name Of a parameter in the address. */
+function parameter(name) {
+  return new URLSearchParams(location.search).get(name);
+}
+
 /** A seed given in the address, `?seed=5`, or a random one. */
 function seedOfPage() {
-  const given = new URLSearchParams(location.search).get('seed');
+  const given = parameter('seed');
   return given === null ? (Math.random() * 2 ** 32) >>> 0 : Number(given) >>> 0;
 }
 

@@ -104,7 +104,7 @@ export class Composer {
     while (this.ids.length - this.taken > this.model.program.chunk) await this.prefill();
     const ids = this.ids.slice(this.taken);
     this.taken = this.ids.length;
-    const scores = Float64Array.from(await this.program.run(ids));
+    const scores = new Float64Array(await this.program.run(ids));
     this.grammar.apply(scores);
     this.loops.apply(scores);
     const id = sample(scores, this.sampling, this.random);
