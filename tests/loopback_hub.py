@@ -21,7 +21,7 @@ FIXED_ROUTES = ("/api/repos/create", "/api/validate-yaml")
 
 
 class Repository:
-    """A model or Space on the Hub: commits by their id, each a whole folder, and branches and tags that name commits."""
+    """A model or Space: commits by their id, each a whole folder, and branches and tags that name commits."""
 
     def __init__(self, private: bool, kind: str = "model", sdk: str | None = None):
         self.private, self.kind, self.sdk = private, kind, sdk

@@ -18,6 +18,7 @@ function fakeProgram(model) {
     position: 0,
     calls: [],
     async run(ids) {
+      assert.ok(ids.length > 0 && ids.length <= model.program.chunk);
       this.calls.push(ids.length);
       this.position += ids.length;
       logits.forEach((_, id) => (logits[id] = Math.sin(id * 12.9898 + ids.at(-1) * 78.233) * 3));
@@ -86,6 +87,22 @@ test('what was not heard is taken back, keys that sound are let go, and the musi
   await settle();
   assert.ok(studio.composer.ids.length > before);
   assert.ok(studio.composer.grammar.state.time >= 700);
+});
+
+test('begun anew, or gone on without a key between, the music comes again', async () => {
+  const { studio, reports } = makeStudio();
+  studio.receive({ type: 'play', take: 1, horizon: 500, seconds: null, pause: 0 });
+  await settle();
+  const first = [...studio.composer.ids];
+  studio.receive({ type: 'cut', step: 300 });
+  studio.receive({ type: 'play', take: 2, horizon: 500, seconds: null, pause: 0 });
+  await settle();
+  assert.ok(studio.composer.grammar.state.time >= 500);
+  studio.receive({ type: 'reset', seed: 1 });
+  studio.receive({ type: 'play', take: 3, horizon: 500, seconds: null, pause: 0 });
+  await settle();
+  assert.deepEqual(studio.composer.ids, first);
+  assert.deepEqual(reports.filter(({ type }) => type === 'failed'), []);
 });
 
 test('an answer of some seconds ends by itself, and can be answered again', async () => {

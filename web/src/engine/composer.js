@@ -45,7 +45,8 @@ export class Composer {
     let same = 0;
     while (same < Math.min(old.length, ids.length) && old[same] === ids[same]) same++;
     this.ids = [...ids];
-    this.#keep(same);
+    // The last one is always computed: its scores are those of the next.
+    this.#keep(Math.min(same, ids.length - 1));
     this.grammar = new MusicGrammar(this.model, { ...pianoRules(this.model), controls: this.controls });
     this.loops = new LoopBreaker(this.model);
     // What the model cannot see any more still tells which keys sound.
