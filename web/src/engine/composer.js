@@ -96,16 +96,16 @@ export class Composer {
   async prefill() {
     if (this.waiting <= 0) return;
     const ids = this.ids.slice(this.taken, Math.min(this.taken + this.model.program.chunk, this.ids.length - 1));
-    this.taken += ids.length;
     await this.program.run(ids);
+    this.taken += ids.length;
   }
 
   /** Generate the next id. */
   async next() {
     while (this.ids.length - this.taken > this.model.program.chunk) await this.prefill();
     const ids = this.ids.slice(this.taken);
-    this.taken = this.ids.length;
     const scores = new Float64Array(await this.program.run(ids));
+    this.taken = this.ids.length;
     this.grammar.apply(scores);
     this.loops.apply(scores);
     const id = sample(scores, this.sampling, this.random);
