@@ -2,8 +2,11 @@
 # make test   the tests, with the versions that constraints.txt pins
 # make lint   ruff: rules and format
 #
+# make web    the page that plays, with the shipped model, on localhost; needs Node too
+#
 # make test-interop   the snippets of docs/transformers.md, with the packages that they name
 # make test-notebooks one of the notebooks from top to bottom (the other has the same code), and the tests of both
+# make test-web       the page's tests, in Node and in Chromium; needs Node, and is skipped without
 # make test-lowest    the tests, with the oldest versions that setup.cfg allows, in .venv-lowest
 # make test-newest    the tests, with the newest versions that setup.cfg allows, in .venv-newest
 #
@@ -21,10 +24,24 @@ READY := $(VENV)/.ready
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 test test-lowest test-newest: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint test-interop test-notebooks test-lowest test-newest
+.PHONY: demo test lint web test-web test-interop test-notebooks test-lowest test-newest
 
 demo: $(READY)
 	$(RUN) generate.py --output_dir samples
+
+web: $(READY)
+	$(RUN) -m hub.web checkpoints/maestro-small --output_dir site
+	node web/serve.mjs site
+
+# Chromium is installed where that is possible without asking, and the tests in it are skipped elsewhere.
+test-web: $(READY)
+	@if ! command -v npm > /dev/null; then echo "test-web: skipped, Node 20 or newer with npm is not installed"; exit 0; fi; \
+	set -e; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v chromium > /dev/null; then \
+		apt-get update -qq && apt-get install -qq --no-install-recommends chromium > /dev/null; \
+	fi; \
+	$(RUN) -m tests.golden_vectors web/test/golden; \
+	cd web; [ -d node_modules ] || npm ci --no-progress; npm run check; npm run build; npm test
 
 test: $(READY)
 	$(RUN) $(PYTEST)

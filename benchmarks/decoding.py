@@ -11,6 +11,7 @@ filled with random keys and values to the measured length:
 - compiled: static, with `torch.compile(model.forward, fullgraph=True, dynamic=False)` and without guards on modules,
   at batch size 1.
 - sliding: a window of 1,024 tokens at any length (ours only).
+- onnx: the program of `hub.decoder_program` in onnxruntime, its window as long as the cache, at batch size 1.
 - none: no cache, a pass over the whole sequence for every token, at batch size 1.
 
 The model's forward pass for one new token of each sequence is timed, without sampling. Models and caches run in turns;
@@ -26,6 +27,7 @@ memory are skipped.
 import copy
 import functools
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +48,10 @@ try:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 except ImportError:
     quantize_ = None
+try:
+    from hub.decoder_program import DecoderProgram, ProgramSession, export_program
+except ImportError:  # onnxruntime is not installed
+    DecoderProgram = None
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "maestro-small"
 
@@ -53,7 +59,8 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "maestro-small"
 EVENTS_PER_SECOND = 40
 
 WINDOW = 1024
-CACHES = ("dynamic", "static", "compiled", "sliding", "none")
+CACHES = ("dynamic", "static", "compiled", "onnx", "sliding", "none")
+ONE_SEQUENCE = ("compiled", "onnx", "none")
 LLAMAS_CACHES = ("dynamic", "static")
 BY_PRECISION = "shipped, by precision"
 
@@ -74,7 +81,7 @@ def make_cache(kind: str, model: PreTrainedModel, batch: int, length: int, spare
     """A cache that holds random keys and values for `length` tokens and has room for `spare` more."""
     config = model.config
     config.sliding_window = WINDOW if kind == "sliding" else None
-    if kind == "none":
+    if kind in ("none", "onnx"):
         return None
     static = kind in ("static", "compiled")
     cache = StaticCache(config=config, max_cache_len=length + spare) if static else DynamicCache(config=config)
@@ -183,6 +190,28 @@ def ready(kind: str, model: PreTrainedModel, ids: torch.Tensor, cache: Cache | N
     return compiled
 
 
+@torch.no_grad()
+def ready_onnx(model: MusicTxForCausalLM, length: int, spare: int, threads: int) -> "ProgramSession":
+    """Return the model in onnxruntime with room for `length + spare` tokens; its logits are checked first."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "decoder.onnx")
+        model.config.sliding_window = None
+        export_program(DecoderProgram(copy.deepcopy(model), length + spare), path)
+        session = ProgramSession(path, threads)
+    ids = torch.randint(3, model.config.vocab_size, (16,), generator=torch.Generator().manual_seed(0))
+    found = torch.from_numpy(session([*ids[:12].tolist(), int(ids[12])]))
+    measure.must_equal("the program", found, model(ids[None, :13].to(model.device)).logits[0].cpu(), torch.float32)
+    return session
+
+
+def timed_onnx(session: "ProgramSession", length: int, steps: int) -> tuple[float]:
+    """Seconds of one step, as `timed` measures them."""
+    session.position, taken = length, []
+    while len(taken) < steps and sum(taken) < 0.5:
+        taken.append(measure.seconds_of(lambda: session([5]), "cpu"))
+    return (median(taken),)
+
+
 def measured(
     args, group: str, models: dict, kinds: list[str], length: int, batch: int, bandwidth: float
 ) -> list[dict]:
@@ -197,7 +226,7 @@ def measured(
         batch: Sequences.
         bandwidth: Read bandwidth in bytes per second.
     """
-    kinds = [kind for kind in kinds if batch == 1 or kind not in ("compiled", "none")]
+    kinds = [kind for kind in kinds if batch == 1 or kind not in ONE_SEQUENCE]
     rows = {
         (who, weights, kind): {"device": args.device, "model": group, "who": who, "weights": weights, "cache": kind}
         | {"length": length, "batch": batch, "parameters": num_parameters(model)}
@@ -206,6 +235,8 @@ def measured(
         for kind in kinds
         if who == "ours" or kind in LLAMAS_CACHES
     }
+    if DecoderProgram is None:
+        rows = {key: row for key, row in rows.items() if key[2] != "onnx"}
     # Our models' caches of one kind and dtype are alike: they share one.
     shared = {(who, kind, models[who, weights].dtype): models[who, weights] for who, weights, kind in rows}
     held = sum(cache_bytes(model, kind, batch, length) for (_, kind, _), model in shared.items())
@@ -217,6 +248,10 @@ def measured(
     competitors = {}
     for who, weights, kind in rows:
         model = models[who, weights]
+        if kind == "onnx":
+            session = ready_onnx(model, length, args.steps, args.threads)
+            competitors[who, weights, kind] = functools.partial(timed_onnx, session, length, args.steps)
+            continue
         cache = caches[who, kind, model.dtype]
         window = model.config.sliding_window = WINDOW if kind == "sliding" else None
         call = ready(kind, model, ids, cache)
@@ -296,6 +331,7 @@ def ratios(rows: list[dict]) -> list[str]:
             (dynamic, ("llama", "fp32", "dynamic")),
             (("ours", "fp32", "static"), ("llama", "fp32", "static")),
             (("ours", "fp32", "compiled"), dynamic),
+            (("ours", "fp32", "onnx"), ("ours", "fp32", "compiled")),
             (dynamic, ("ours", "fp32", "none")),
             (("ours", "fp32", "compiled"), ("ours", "fp32", "none")),
             (("ours", "bf16", "dynamic"), dynamic),
@@ -334,6 +370,8 @@ def main(argv: list[str] | None = None) -> int:
 
     about = measure.machine(args)
     bandwidth = measure.read_bandwidth(args.device, args.quick)
+    if DecoderProgram is None:
+        print("onnxruntime is not installed: the program is not measured")
     about["read bandwidth"] = f"{bandwidth / 1e9:.1f} GB/s"
     print(about["read bandwidth"], flush=True)
     rows = []

@@ -1,4 +1,4 @@
-"""The files of a published folder: what belongs to a model on the Hub, by name."""
+"""The files of a published folder: what belongs to a model or to a page on the Hub, by name."""
 
 import re
 from importlib.util import find_spec
@@ -18,6 +18,29 @@ CODE = {
     for path in Path(find_spec(package).origin).parent.glob("*.py")
     if path.name != "__init__.py"
 }
+
+
+# What `hub.web` writes: a page, the constants of its model, and the model's program.
+CONSTANTS = "model.json"
+PAGE = ("index.html", "main.js", "worker.js", "style.css", "licenses.txt", "README.md", CONSTANTS)
+PAGE += ("ort/ort-wasm-simd-threaded.mjs", "ort/ort-wasm-simd-threaded.wasm")
+BELONGS_TO_PAGE = re.compile(
+    "|".join(map(re.escape, PAGE)) + r"|decoder(\.int8)?\.onnx|samples/([A-G]s?\dv\d+|rel\d+)\.mp3"
+)
+
+
+def is_page(folder: Path) -> bool:
+    """Whether a folder is one that `hub.web` has written."""
+    return (folder / CONSTANTS).is_file()
+
+
+def page_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Split the files of a page's folder, those in its folders included, as `published_files` does."""
+    belong, others = [], []
+    for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
+        name = path.relative_to(folder).as_posix()
+        (belong if BELONGS_TO_PAGE.fullmatch(name) and not path.is_symlink() else others).append(name)
+    return belong, others
 
 
 def published_files(folder: Path) -> tuple[list[str], list[str]]:

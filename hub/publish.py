@@ -3,6 +3,7 @@
 The folder holds model, tokenizer, code and card, as `train.py`, `hub.bundle` and `hub.card` write it; `hub.sample`
 adds a sample where there is none. Only files that belong to a model are sent (`hub.contents`), after all of them have
 been checked: the published model loads with `trust_remote_code=True` where this project is not installed.
+A folder of `hub.web` becomes a static Space instead, a page that plays, after checks of its own.
 huggingface_hub finds the access token of `hf auth login` or `HF_TOKEN`; this script does not read it.
 """
 
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars, logging
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ from yaml import YAMLError
 
 from corpus.commands import run_command
 from corpus.plain_text import printable
-from hub.contents import PICTURE, SAMPLE, published_files
+from hub.contents import CONSTANTS, PAGE, PICTURE, SAMPLE, is_page, page_files, published_files
 
 # The classes that each file must map to the folder's own code.
 AUTO_CLASSES = {
@@ -77,14 +78,44 @@ def check_folder(folder: Path) -> None:
         _check_code(folder, name, classes)
     if not (folder / "generation_config.json").is_file():
         raise ValueError(f"{folder} has no generation_config.json; save the model there with save_pretrained.")
-    if not (folder / "README.md").is_file():
-        raise ValueError(f"{folder} has no README.md; write the card with python -m hub.card.")
+    _check_card(folder, "hub.card")
+
+
+def check_page(folder: Path) -> None:
+    """Refuse a page that would not play once it is on the Hub.
+
+    Args:
+        folder: A folder of `hub.web`.
+
+    Raises:
+        ValueError: A file is missing or broken; one line that names it.
+    """
+    belong, _ = page_files(folder)
+    if absent := sorted({*PAGE} - {*belong}):
+        raise ValueError(f"{folder} has no {', '.join(absent)}; write the page with python -m hub.web.")
     try:
-        card = ModelCard.load(folder / "README.md")
+        program = json.loads((folder / CONSTANTS).read_text(encoding="utf-8"))["program"]
+        name, size = program["file"], program["bytes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/{CONSTANTS} is broken ({error}); write the page again.") from error
+    if name not in belong or (folder / name).stat().st_size != size:
+        raise ValueError(f"{folder} has no {name} of {size} bytes, which {CONSTANTS} names; write the page again.")
+    if not any(name.startswith("samples/") for name in belong):
+        raise ValueError(f"{folder} has no samples of the piano; write the page again.")
+    _check_card(folder, "hub.web")
+
+
+def _check_card(folder: Path, writer: str) -> None:
+    """Refuse a folder whose card is missing, broken or without a license; `writer` is the command that writes it."""
+    if not (folder / "README.md").is_file():
+        raise ValueError(f"{folder} has no README.md; write the card with python -m {writer}.")
+    try:
+        card = RepoCard.load(folder / "README.md")
     except (ValueError, YAMLError) as error:
-        raise ValueError(f"{folder}/README.md does not begin with YAML; python -m hub.card writes it.") from error
-    if not card.data.license:
-        raise ValueError(f"{folder}/README.md names no license; python -m hub.card writes it.")
+        raise ValueError(f"{folder}/README.md does not begin with YAML; python -m {writer} writes it.") from error
+    if not getattr(card.data, "license", None):
+        source = "it is that of the model's card" if writer == "hub.web" else f"python -m {writer} writes it"
+        raise ValueError(f"{folder}/README.md names no license; {source}.")
 
 
 def _check_shards(folder: Path, stored: dict[str, str]) -> None:
@@ -145,23 +176,25 @@ def publish(folder: Path, repository: str, private: bool = False, revision: str 
         ValueError: The folder or the repository's name is not valid.
         ConnectionError: The Hub refused or could not be reached; one line that says what to do.
     """
-    check_folder(folder)
+    kind = "space" if is_page(folder) else "model"
+    (check_page if kind == "space" else check_folder)(folder)
     if repository.count("/") != 1:
         raise ValueError(f"{repository} is not a repository of the Hub; write it as user/name.")
-    if not _has_sample(folder):
+    if kind == "model" and not _has_sample(folder):
         from hub.sample import add_sample  # imported late: it loads torch
 
         add_sample(folder)
     api = HfApi()
     try:
-        _again(lambda: _create(api, repository, private))
+        _again(lambda: _create(api, repository, kind, private))
         if revision is not None:
-            _again(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
+            _again(lambda: api.create_branch(repository, branch=revision, repo_type=kind, exist_ok=True))
         commit = _again(
             lambda: api.upload_folder(
                 repo_id=repository,
+                repo_type=kind,
                 folder_path=folder,
-                allow_patterns=published_files(folder)[0],
+                allow_patterns=_files(folder)[0],
                 revision=revision,
                 commit_message=f"Upload {folder.resolve().name}",
             )
@@ -171,14 +204,20 @@ def publish(folder: Path, repository: str, private: bool = False, revision: str 
     return commit.commit_url
 
 
-def _create(api: HfApi, repository: str, private: bool) -> None:
+def _files(folder: Path) -> tuple[list[str], list[str]]:
+    """The files that are published, and the others."""
+    return page_files(folder) if is_page(folder) else published_files(folder)
+
+
+def _create(api: HfApi, repository: str, kind: str, private: bool) -> None:
     """Create a repository if it does not exist."""
+    sdk = {"space_sdk": "static"} if kind == "space" else {}
     try:
-        api.create_repo(repository, private=private or None)
+        api.create_repo(repository, repo_type=kind, private=private or None, **sdk)
     except HfHubHTTPError:
         # The Hub refuses one that exists with 409, and with 401 or 403 where the token may write but not create. Not
         # left to `exist_ok`, which takes every 409 for the first and expects its body.
-        if not api.repo_exists(repository):
+        if not api.repo_exists(repository, repo_type=kind):
             raise
 
 
@@ -212,7 +251,7 @@ def _advice(error: Exception) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user or a refusal of the Hub."""
     parser = argparse.ArgumentParser(prog="python -m hub.publish", description="Publish a folder to the Hub.")
-    parser.add_argument("folder", type=Path, help="folder with model, tokenizer, code and card")
+    parser.add_argument("folder", type=Path, help="folder with model, tokenizer, code and card; or a page of hub.web")
     parser.add_argument("repository", help="user/name on the Hub")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", help="branch to upload to (default: the main branch)")
@@ -224,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def send():
         print(publish(args.folder, args.repository, args.private, args.revision))
-        if left := published_files(args.folder)[1]:
+        if left := _files(args.folder)[1]:
             print(printable(f"not published: {', '.join(left)}"), file=sys.stderr)
 
     return run_command("hub.publish", send, "stopped; the same command sends what is missing")

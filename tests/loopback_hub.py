@@ -21,10 +21,10 @@ FIXED_ROUTES = ("/api/repos/create", "/api/validate-yaml")
 
 
 class Repository:
-    """One model on the Hub: commits by their id, each a whole folder, and branches and tags that name commits."""
+    """A model or Space: commits by their id, each a whole folder, and branches and tags that name commits."""
 
-    def __init__(self, private: bool):
-        self.private = private
+    def __init__(self, private: bool, kind: str = "model", sdk: str | None = None):
+        self.private, self.kind, self.sdk = private, kind, sdk
         self.commits = {}
         self.names = {}
         self.commit("main", {})
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.create(json.loads(self.body))
         if path == "/api/validate-yaml":
             return self.reply({"errors": [], "warnings": []})
-        match = re.fullmatch(r"/(?:api/models/)?([\w.-]+/[\w.-]+?)(?:\.git)?(/.*)?", path)
+        match = re.fullmatch(r"/(?:api/(?:models|spaces)/|spaces/)?([\w.-]+/[\w.-]+?)(?:\.git)?(/.*)?", path)
         return self.repository(allowed, *match.groups()) if match else self.refuse(404)
 
     def create(self, request: dict):
@@ -152,7 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
         if name in hub.repositories:
             return self.reply(answer | {"error": "You already created this model repo"}, 409)
         private = request.get("private") or request.get("visibility") == "private"
-        hub.repositories[name] = Repository(bool(private))
+        kind = request.get("type") or "model"
+        hub.repositories[name] = Repository(bool(private), kind, request.get("sdk"))
         return self.reply(answer)
 
     def repository(self, allowed: bool, name: str, rest: str | None):

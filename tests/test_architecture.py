@@ -215,7 +215,7 @@ def test_hub_files_have_distinct_names_in_their_flat_folder():
 @pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in ROOMS], ids=str)
 def test_what_a_file_imports_is_declared_where_its_room_is_installed_from(path):
     # The wheel's own dependencies must do for the wheel; the rooms of the checkout may use every extra.
-    extras = () if room_of(path) in HUB_BOUND else ("train", "audio", "plot", "hub", "live", "finetune")
+    extras = () if room_of(path) in HUB_BOUND else ("train", "audio", "plot", "hub", "web", "live", "finetune")
     distributions = packages_distributions()
     for package in theirs(imports_of((ROOT / path).read_text(), optional=False)):
         assert {normal(name) for name in distributions.get(package, [package])} & declared(*extras), package

@@ -1,6 +1,7 @@
 """Publishing checks a folder before the upload, sends what belongs to a model, and reports refusals in one line."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 from loopback_hub import TOKEN, LoopbackHub, Repository
 from safetensors.numpy import save_file
 
-from hub.publish import check_folder
+from hub.contents import PAGE
+from hub.publish import check_folder, check_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -270,3 +272,48 @@ def test_a_name_that_is_no_repository_is_refused_before_anything_is_sent(hub, fo
     assert run.returncode == 2
     assert run.stderr == "hub.publish: nocturne is not a repository of the Hub; write it as user/name.\n"
     assert hub.requests == []
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A folder of the shape that `hub.web` leaves."""
+    folder = tmp_path / "site"
+    for name in (*PAGE, "decoder.onnx", "samples/A0v8.mp3", "samples/Ds1v8.mp3", "samples/rel1.mp3"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (folder / "model.json").write_text(json.dumps({"program": {"file": "decoder.onnx", "bytes": 12}}))
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\nsdk: static\n---\n\n# Play\n")
+    return folder
+
+
+def test_a_page_becomes_a_static_space_with_the_files_that_belong_to_it(hub, page, tmp_path):
+    (page / "notes.txt").write_text("mine")
+    run = run_publish(hub.environment(tmp_path), page, "someone/play")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == "not published: notes.txt\n"
+    repository = hub.repositories["someone/play"]
+    assert (repository.kind, repository.sdk) == ("space", "static")
+    sent = {name: content for name, content in repository.files().items() if name != ".gitattributes"}
+    assert sent.pop("samples/Ds1v8.mp3") == b"samples/Ds1v8.mp3"
+    assert {*sent} == {*PAGE, "decoder.onnx", "samples/A0v8.mp3", "samples/rel1.mp3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("worker.js", None, "has no worker.js; write the page with python -m hub.web"),
+        ("model.json", b"{}", "model.json is broken"),
+        ("decoder.onnx", b"cut", "has no decoder.onnx of 12 bytes"),
+        ("README.md", b"---\nsdk: static\n---\n", "names no license"),
+    ],
+)
+def test_a_page_that_would_not_play_is_refused(page, name, content, said):
+    (page / name).unlink() if content is None else (page / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        check_page(page)
+
+
+def test_a_page_without_samples_is_refused(page):
+    shutil.rmtree(page / "samples")
+    with pytest.raises(ValueError, match="no samples"):
+        check_page(page)

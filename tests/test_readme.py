@@ -37,6 +37,7 @@ TINY = {
     "python generate.py --density": "python generate.py --seconds 1 --density",
     "--note_length planned": "--seconds 1 --note_length planned",
     "--infill 12 18 --num_samples 4": "--infill 2 3",
+    "--output_dir site": "--output_dir site --model_only",
     "--num_samples 200": "--num_samples 3 --seconds 2",
     "evaluation.infilling": "evaluation.infilling --num_gaps 2",
     "recipes/maestro_controls.yaml": "recipes/maestro_controls.yaml --sequence_length 32 --max_steps 2"
@@ -46,6 +47,7 @@ TINY = {
 # Commands, by how they begin, and languages of blocks that are not run, with the reason.
 SHOWN_ONLY = {
     "make demo": "continuous integration runs it as it stands, and it is slow to set up",
+    "make web": "it needs Node, and serves until it is stopped; test-web runs what it builds",
     "pip install": "tests install nothing; the Makefile installs the same extras on every new machine",
     "python -m hub.publish": "it sends; test_publish.py runs it against a Hub on this machine",
     "python -m evaluation.drift": "it needs pieces of several minutes; test_drift.py runs it without",
