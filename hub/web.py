@@ -31,7 +31,16 @@ from hub.decoder_program import (
     lost_nats,
     quantize_program,
 )
-from tokenization import controls, grammar, infill_grammar, midi_reader, music_generation, performance, repetition
+from tokenization import (
+    control_feedback,
+    controls,
+    grammar,
+    infill_grammar,
+    midi_reader,
+    music_generation,
+    performance,
+    repetition,
+)
 
 WEB = Path(__file__).parents[1] / "web"
 
@@ -103,6 +112,9 @@ def page_constants(model, tokenizer, program: DecoderProgram, name: str) -> dict
             for attribute, span in zip(tokenizer.attributes, tokenizer.control_spans, strict=True)
         ],
         "control": _constants(controls, "UNSTATED PLANNED OFF"),
+        "feedback": _constants(
+            control_feedback, "DENSITY_RATE LOUDNESS_RATE NOTE_LENGTH_RATE VELOCITY_UNIT LIMIT ATTRIBUTES"
+        ),
         "infill": None
         if infill_ids is None
         else infill_ids._asdict()

@@ -140,7 +140,7 @@ def walks(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterator[
             names = random.permutation(list(known))[: int(random.integers(1, 5))]
             controls = {str(name): known[name] for name in names}
         prompt = int(random.integers(1, 40))
-        grammar, _ = piano_logits_processors(tokenizer, prompt_length=prompt, controls=controls, **rules)
+        *_, grammar, _ = piano_logits_processors(tokenizer, prompt_length=prompt, controls=controls, **rules)
         ids, masks = [tokenizer.bos_token_id], []
         for _ in range(length):
             row = torch.tensor([ids])
@@ -152,6 +152,24 @@ def walks(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterator[
                 break
             ids.append(int(random.choice(candidates)))
         yield {"rules": rules, "controls": controls, "prompt": prompt, "ids": ids, "masks": masks}
+
+
+def feedback(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterator[dict]:
+    """Random well-formed ids with what the feedback adds to every score, after some of them."""
+    if not tokenizer.attributes:
+        return
+    wanted = {"density": 7, "loudness": [[0, 40], [15, 90]], "note_length": "planned"}
+    for index in range(12):
+        controls = {name: wanted[name] for name in list(wanted)[index % 3 :]}
+        prompt, ids, shifts = int(random.integers(1, 40)), [tokenizer.bos_token_id], []
+        *_, keeps, grammar, _ = piano_logits_processors(tokenizer, prompt_length=prompt, controls=controls)
+        for _ in range(160):
+            row, zeros = torch.tensor([ids]), torch.zeros(1, len(tokenizer))
+            shifts.append(keeps(row, zeros)[0].tolist() if len(ids) % 16 == 0 else None)
+            ids.append(int(random.choice(np.flatnonzero(torch.isfinite(grammar(row, zeros))[0].numpy()))))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        yield {"controls": controls, "prompt": prompt, "ids": ids, "shifts": shifts}
 
 
 def loops(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterator[dict]:
@@ -240,6 +258,7 @@ def write_vectors(folder: Path, seed: int, midi: Path | None) -> None:
                 "files": [*files(tokenizer, random), *(real_files(tokenizer, midi) if midi and not encoding else ())],
                 "decoded": list(decoded(tokenizer, random)),
                 "walks": list(walks(tokenizer, random)),
+                "feedback": list(feedback(tokenizer, random)),
                 "loops": list(loops(tokenizer, random)),
                 "draws": list(draws(random)),
                 "continuations": list(continuations(model, tokenizer, random)),

@@ -35,6 +35,9 @@ VELOCITY_UNIT = 16
 # The largest number: with it an event is about fifty times as likely as any that is not shifted.
 LIMIT = 4.0
 
+# The attributes that are enforced.
+ATTRIBUTES = tuple(attribute.name for attribute in (DENSITY, LOUDNESS, NOTE_LENGTH))
+
 SHIFT_SECONDS = np.arange(1, MAX_SHIFT_STEPS + 1) / STEPS_PER_SECOND
 
 
@@ -75,7 +78,8 @@ class ControlFeedback(LogitsProcessor):
 
     def __init__(self, tokenizer, controls: Mapping, prompt_length: int = 0):
         self._controls = Controls(tokenizer.attributes, controls)
-        self._indexes = [tokenizer.attributes.index(attribute) for attribute in (DENSITY, LOUDNESS, NOTE_LENGTH)]
+        names = [attribute.name for attribute in tokenizer.attributes]
+        self._indexes = [names.index(name) for name in ATTRIBUTES]
         self._spans, self._events = spans_of(tokenizer), events_of(tokenizer)
         # The place and the number of each control token that the model may state itself.
         self._planned = {

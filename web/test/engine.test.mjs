@@ -6,6 +6,7 @@ import { describe, test } from 'node:test';
 
 import { Composer } from '../src/engine/composer.js';
 import { Controls } from '../src/engine/controls.js';
+import { ControlFeedback } from '../src/engine/feedback.js';
 import { MusicGrammar, pianoRules } from '../src/engine/grammar.js';
 import { Gap, InfillGrammar } from '../src/engine/infill.js';
 import { Program } from '../src/engine/program.js';
@@ -94,6 +95,24 @@ for (const name of ['plain', 'controls']) {
         });
       }
       assert.ok(compared > 5000);
+    });
+
+    test('feedback adds to the scores what Python adds', () => {
+      assert.equal(vectors.feedback.length > 0, name === 'controls');
+      let largest = 0;
+      for (const { controls, prompt, ids, shifts } of vectors.feedback) {
+        const feedback = new ControlFeedback(model, new Controls(model, controls));
+        shifts.forEach((expected, index) => {
+          feedback.advance(ids[index]);
+          if (index < prompt) feedback.endPrompt();
+          if (expected === null) return;
+          const scores = new Float64Array(expected.length);
+          feedback.apply(scores);
+          scores.forEach((score, id) => assert.ok(Math.abs(score - expected[id]) < 1e-4, `${id}: ${score}`));
+          largest = Math.max(largest, ...expected);
+        });
+      }
+      assert.equal(largest > 1, name === 'controls');
     });
 
     test('the loop breaker lowers the same keys', () => {

@@ -5,6 +5,7 @@
  */
 
 import { Controls } from './controls.js';
+import { ControlFeedback } from './feedback.js';
 import { GrammarState, MusicGrammar, pianoRules } from './grammar.js';
 import { Gap, InfillGrammar } from './infill.js';
 import { LoopBreaker } from './repetition.js';
@@ -33,6 +34,7 @@ export class Composer {
     this.origin = 0;
     this.grammar = new MusicGrammar(model);
     this.loops = new LoopBreaker(model);
+    this.feedback = new ControlFeedback(model, this.controls);
     this.begin(this.ids);
   }
 
@@ -52,7 +54,9 @@ export class Composer {
     // What the model cannot see any more still tells which keys sound.
     for (const id of ids) this.grammar.advance(id);
     for (const id of ids.slice(-this.model.program.window)) this.loops.advance(id);
-    this.grammar.state.endPrompt();
+    this.feedback = new ControlFeedback(this.model, this.controls);
+    for (const id of ids.slice(-this.model.program.window)) this.feedback.advance(id);
+    this.#endPrompt();
   }
 
   /**
@@ -83,8 +87,14 @@ export class Composer {
     for (const id of ids) {
       this.grammar.advance(id);
       this.loops.advance(id);
+      this.feedback.advance(id);
     }
+    this.#endPrompt();
+  }
+
+  #endPrompt() {
     this.grammar.state.endPrompt();
+    this.feedback.endPrompt();
   }
 
   /** How many ids the ring has not taken yet, the last one not counted. */
@@ -106,12 +116,15 @@ export class Composer {
     const ids = this.ids.slice(this.taken);
     const scores = new Float64Array(await this.program.run(ids));
     this.taken = this.ids.length;
+    // Before the grammar, which gives a control the probability of all events that it allows.
+    this.feedback.apply(scores);
     this.grammar.apply(scores);
     this.loops.apply(scores);
     const id = sample(scores, this.sampling, this.random);
     this.ids.push(id);
     this.grammar.advance(id);
     this.loops.advance(id);
+    this.feedback.advance(id);
     return id;
   }
 
@@ -119,6 +132,7 @@ export class Composer {
   steer(controls) {
     this.controls = controls;
     this.grammar.controls = controls;
+    this.feedback.controls = controls;
   }
 
   /** Whether the music has come to its end. */

@@ -64,13 +64,37 @@ export class Controls {
   value(index, steps) {
     const pairs = this.given.get(index);
     if (pairs === undefined) return null;
-    const seconds = steps / this.model.performance.STEPS_PER_SECOND;
-    const attribute = this.model.controls[index];
+    const number = this.number(index, steps);
+    if (number !== null) return nearest(this.model.controls[index], number);
+    return pairs[Math.max(this.#next(pairs, steps) - 1, 0)][1];
+  }
+
+  /**
+   * Return the number that is given for an attribute, not rounded but within its values, or null.
+   * @param {number} index
+   * @param {number} steps Time since the end of the prompt.
+   */
+  number(index, steps) {
+    const pairs = this.given.get(index);
+    const { isNumber, values } = this.model.controls[index];
+    if (pairs === undefined || !isNumber) return null;
+    const next = this.#next(pairs, steps);
+    let number = pairs[Math.max(next - 1, 0)][1];
+    if (next > 0 && next < pairs.length) {
+      const [[t0, v0], [t1, v1]] = [pairs[next - 1], pairs[next]];
+      number = v0 + ((steps / this.model.performance.STEPS_PER_SECOND - t0) * (v1 - v0)) / (t1 - t0);
+    }
+    return Math.min(Math.max(number, Number(values[0])), Number(values[values.length - 1]));
+  }
+
+  /**
+   * Return how many of the pairs have begun.
+   * @param {[number, number][]} pairs
+   * @param {number} steps
+   */
+  #next(pairs, steps) {
     let next = 0;
-    while (next < pairs.length && pairs[next][0] <= seconds) next++;
-    if (!attribute.isNumber) return pairs[Math.max(next - 1, 0)][1];
-    if (next === 0 || next === pairs.length) return nearest(attribute, pairs[Math.max(next - 1, 0)][1]);
-    const [[t0, v0], [t1, v1]] = [pairs[next - 1], pairs[next]];
-    return nearest(attribute, v0 + ((seconds - t0) * (v1 - v0)) / (t1 - t0));
+    while (next < pairs.length && pairs[next][0] <= steps / this.model.performance.STEPS_PER_SECOND) next++;
+    return next;
   }
 }

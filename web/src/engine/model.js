@@ -68,6 +68,16 @@
  */
 
 /**
+ * @typedef {object} FeedbackConstants
+ * @property {string[]} ATTRIBUTES The names of what is enforced: density, loudness and note length.
+ * @property {number} DENSITY_RATE
+ * @property {number} LOUDNESS_RATE
+ * @property {number} NOTE_LENGTH_RATE
+ * @property {number} VELOCITY_UNIT
+ * @property {number} LIMIT
+ */
+
+/**
  * @typedef {object} InfillConstants
  * @property {number} suffix
  * @property {number} prefix
@@ -120,6 +130,7 @@
  * @property {PerformanceConstants} performance
  * @property {GrammarConstants} grammar
  * @property {{MAX_LAG: number, MAX_REPEATED_NOTES: number, PENALTY: number}} repetition
+ * @property {FeedbackConstants} feedback
  * @property {{TOKENS_PER_SECOND: number, SPARE_TOKENS: number}} generation
  * @property {MidiConstants} midi
  * @property {Attribute[]} controls
