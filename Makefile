@@ -6,7 +6,8 @@
 #
 # make test-interop   the snippets of docs/transformers.md, with the packages that they name
 # make test-notebooks one of the notebooks from top to bottom (the other has the same code), and the tests of both
-# make test-web       the page's tests, in Node and in Chromium; needs Node, and is skipped without
+# make test-web       the page's tests, in Node and in Chromium; needs Node, and is skipped without. Real files are read
+#                     too with GOLDEN_MIDI=folder
 # make test-lowest    the tests, with the oldest versions that setup.cfg allows, in .venv-lowest
 # make test-newest    the tests, with the newest versions that setup.cfg allows, in .venv-newest
 #
@@ -40,7 +41,7 @@ test-web: $(READY)
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v chromium > /dev/null; then \
 		apt-get update -qq && apt-get install -qq --no-install-recommends chromium > /dev/null; \
 	fi; \
-	$(RUN) -m tests.golden_vectors web/test/golden; \
+	$(RUN) -m tests.golden_vectors web/test/golden $(if $(GOLDEN_MIDI),--midi $(GOLDEN_MIDI)); \
 	cd web; [ -d node_modules ] || npm ci --no-progress; npm run check; npm run build; npm test
 
 test: $(READY)

@@ -298,7 +298,7 @@ class ProgramSession:
         return binding, given, made
 
 
-def lost_nats(path: Path, other: Path, tokens: int = 512, seed: int = 0) -> float:
+def lost_nats(path: Path, other: Path, bos: int = 1, tokens: int = 512, seed: int = 0) -> float:
     """Measure how much worse another program predicts music, on music of the first one.
 
     The expected difference of their likelihoods on what the first one writes is the Kullback-Leibler divergence of
@@ -307,6 +307,7 @@ def lost_nats(path: Path, other: Path, tokens: int = 512, seed: int = 0) -> floa
     Args:
         path: The program that is right.
         other: The program to compare.
+        bos: The id that music begins with.
         tokens: Length of the sample.
         seed: The same seed gives the same sample.
 
@@ -314,7 +315,7 @@ def lost_nats(path: Path, other: Path, tokens: int = 512, seed: int = 0) -> floa
         Nats per token.
     """
     first, second, random = ProgramSession(path, 1), ProgramSession(other, 1), np.random.default_rng(seed)
-    token, lost = 1, 0.0
+    token, lost = bos, 0.0
     for _ in range(tokens):
         right, wrong = (_log_softmax(session([token])[0]) for session in (first, second))
         probabilities = np.exp(right)

@@ -190,7 +190,7 @@ def write_model(name: str, folder: Path, window: int | None = None) -> dict:
         raise ValueError(f"{name}: {error}") from None
     export_program(program, folder / PROGRAM)
     quantize_program(folder / PROGRAM, folder / QUANTIZED)
-    lost = lost_nats(folder / PROGRAM, folder / QUANTIZED)
+    lost = lost_nats(folder / PROGRAM, folder / QUANTIZED, tokenizer.bos_token_id)
     if lost > MAX_LOST_NATS:
         (folder / QUANTIZED).unlink()
     chosen = folder / (QUANTIZED if lost <= MAX_LOST_NATS else PROGRAM)

@@ -145,7 +145,6 @@ async function main() {
     }
     const state = isReady || duet.mode === 'playing' ? STATES[duet.mode] : 'The model is loading; you can play already.';
     box('state').textContent = isBlocked ? 'The browser holds the sound back: click or press a key on the page.' : state;
-    document.body.dataset.mode = duet.mode;
   }
 
   /** @param {any} report */
