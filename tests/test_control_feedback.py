@@ -104,6 +104,16 @@ def test_the_music_keeps_to_what_the_model_itself_has_planned():
     assert shifts({"density": "planned"}, later)["NoteOn_67"] == pytest.approx(given["NoteOn_67"] - 0.5 / 16)
 
 
+def test_what_is_planned_is_stated_for_every_segment():
+    torch.manual_seed(0)
+    controls = {"density": "planned", "loudness": "planned"}
+    (ids,) = generate_music(make_model(TOKENIZER), TOKENIZER, seconds=10, controls=controls, do_sample=True)
+    tokens, seconds = TOKENIZER.convert_ids_to_tokens(ids.tolist()), TOKENIZER.token_seconds[ids].cumsum()
+    stated = [index for index, token in enumerate(tokens) if token.startswith("Density_")]
+    assert [seconds[index] // 4 for index in stated] == [0, 1, 2]
+    assert all(tokens[index + 1].startswith("Loudness_") for index in stated)
+
+
 def test_rows_that_are_reordered_keep_their_own_counts():
     feedback = ControlFeedback(TOKENIZER, {"density": 8, "loudness": 40}, 1)
     rows = torch.cat([ids_of("BOS_None", "Velocity_62", "NoteOn_60"), ids_of("BOS_None", "Velocity_94", "NoteOn_64")])

@@ -34,10 +34,9 @@ TINY = {
     "--seconds 30": "--seconds 1",
     "--output_dir report": "--output_dir report --length 32 --num_samples 2 --seconds 1",
     "seconds=30": "seconds=1",
-    "python generate.py --density": "python generate.py --seconds 1 --density",
+    "--density 6": "--seconds 1 --density 6",
     "--note_length planned": "--seconds 1 --note_length planned",
     "--infill 12 18 --num_samples 4": "--infill 2 3",
-    "--output_dir site": "--output_dir site --model_only",
     "--num_samples 200": "--num_samples 3 --seconds 2",
     "evaluation.infilling": "evaluation.infilling --num_gaps 2",
     "recipes/maestro_controls.yaml": "recipes/maestro_controls.yaml --sequence_length 32 --max_steps 2"

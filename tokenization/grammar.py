@@ -187,8 +187,9 @@ class MusicGrammar(LogitsProcessor):
             ends the piece early. EOS follows when the sounding notes have ended, which `max_note_seconds` bounds.
         prompt_length: Length of the prompt in tokens with its padding, `input_ids.shape[1]`, for
             `close_after_seconds` and the segments of controls.
-        controls: What is wanted of the controls, by the names that `Controls` takes. A value that is given takes the
-            place of the first event of a segment, with the probability of all events together.
+        controls: What is wanted of the controls, by the names that `Controls` takes. A control that is given, or of which
+            the model plans the value, takes the place of the first event of a segment, with the probability of all
+            events together.
         before: For each prompt the ids before it that are not in `input_ids`, such as the beginning of a piece longer
             than the sliding window, so that keys which still sound are released too. Return sequences share one.
 
@@ -265,15 +266,15 @@ class MusicGrammar(LogitsProcessor):
         """
         original = scores
         allowed = np.zeros(scores.shape, dtype=bool)
-        given = []
+        demanded = []
         for index, (row, state) in enumerate(zip(allowed, self._states(input_ids), strict=True)):
             self._allow(row, state)
             if self._controls.stated:
-                given += ((index, *control) for control in self._state_controls(row, state))
-        for index, control, events in given:
+                demanded += ((index, *control) for control in self._demand_control(row, state))
+        for index, control, events in demanded:
             # Otherwise the model's view of the control, not of the time, would decide whether an event comes now.
             scores = scores.clone() if scores is original else scores
-            scores[index, control] = scores[index, events].logsumexp(-1)
+            scores[index, control] += scores[index, events].logsumexp(-1) - scores[index, control].logsumexp(-1)
         return torch.where(torch.from_numpy(allowed).to(scores.device), scores, -torch.inf)
 
     def _allow(self, row: np.ndarray, state: GrammarState):
@@ -331,33 +332,30 @@ class MusicGrammar(LogitsProcessor):
             # Only a malformed prompt leads here, such as a Velocity after the top key: allow the shortest shift.
             row[self._eos if closing and not state.struck else self._shift.start] = True
 
-    def _state_controls(self, row: np.ndarray, state: GrammarState) -> list[tuple[int, np.ndarray]]:
-        """Allow the controls at the first event of a segment, or demand one that is given.
+    def _demand_control(self, row: np.ndarray, state: GrammarState) -> list[tuple[slice, np.ndarray]]:
+        """Demand the next control in place of the first event of a segment.
 
         Args:
             row: The tokens that may come next without controls, bool, `[V]`; changed in place.
             state: The state before them.
 
         Returns:
-            If a control is demanded: its id, and the ids of the events that come after it. Else an empty list.
+            If a control is demanded: the slice of its ids that are allowed, one if it is given and all if it is
+            planned, and the ids of the events that come after it. Else an empty list.
         """
         since = state.time - state.prompt_time
         if state.kind in (VELOCITY, END) or (state.control < 0 and since // SEGMENT_STEPS <= state.segment):
             return []
+        attribute = next((attribute for attribute in self._controls.stated if attribute > state.control), None)
         (events,) = np.nonzero(row[: len(self._is_event)] & self._is_event)
-        if len(events) == 0:
+        if attribute is None or len(events) == 0:
             return []
-        for attribute in self._controls.stated:
-            value = self._controls.value(attribute, since)
-            if attribute <= state.control:
-                continue
-            span = self._control_spans[attribute]
-            if value is not None:
-                row[events] = False
-                row[span.start + value] = True
-                return [(span.start + value, events)]
-            row[span] = True
-        return []
+        control, value = self._control_spans[attribute], self._controls.value(attribute, since)
+        if value is not None:
+            control = slice(control.start + value, control.start + value + 1)
+        row[events] = False
+        row[control] = True
+        return [(control, events)]
 
     def violations(self, ids) -> list[int]:
         """Find the tokens of a finished sequence that the grammar would have masked.

@@ -154,12 +154,12 @@ export class MusicGrammar {
   apply(scores) {
     this.allowed.fill(0);
     this.allow();
-    const demanded = this.controls.stated.length ? this.stateControls() : null;
+    const demanded = this.controls.stated.length ? this.demandControl() : null;
     if (demanded !== null) {
       // Otherwise the model's view of the control, not of the time, would decide whether an event comes now.
-      const top = Math.max(...demanded.events.map((id) => scores[id]));
-      const sum = demanded.events.reduce((total, id) => total + Math.exp(scores[id] - top), 0);
-      scores[demanded.control] = top + Math.log(sum);
+      const ids = Array.from({ length: demanded.stop - demanded.first }, (_, index) => demanded.first + index);
+      const shift = logSumExp(scores, demanded.events) - logSumExp(scores, ids);
+      for (const id of ids) scores[id] += shift;
     }
     for (let id = 0; id < scores.length; id++) if (!this.allowed[id]) scores[id] = -Infinity;
   }
@@ -246,28 +246,33 @@ export class MusicGrammar {
   }
 
   /**
-   * Allow the controls at the first event of a segment, or demand one that is given.
-   * @returns {{control: number, events: number[]} | null} The id that is demanded, and the events after it.
+   * Demand the next control in place of the first event of a segment.
+   * @returns {{first: number, stop: number, events: number[]} | null} The ids that are demanded, one if the control is
+   *   given and all if it is planned, and the events after it.
    */
-  stateControls() {
+  demandControl() {
     const { state, allowed, model } = this;
     const since = state.time - state.promptTime;
     const isStated = state.control < 0 && Math.floor(since / model.grammar.SEGMENT_STEPS) <= state.segment;
     if (state.kind === model.performance.VELOCITY || state.kind === model.grammar.END || isStated) return null;
+    const attribute = this.controls.stated.find((one) => one > state.control);
     const events = [];
     for (let id = 0; id < this.isEvent.length; id++) if (allowed[id] && this.isEvent[id]) events.push(id);
-    if (!events.length) return null;
-    for (const attribute of this.controls.stated) {
-      if (attribute <= state.control) continue;
-      const value = this.controls.value(attribute, since);
-      const [first, stop] = model.controls[attribute].span;
-      if (value !== null) {
-        for (const id of events) allowed[id] = 0;
-        allowed[first + value] = 1;
-        return { control: first + value, events };
-      }
-      allowed.fill(1, first, stop);
-    }
-    return null;
+    if (attribute === undefined || !events.length) return null;
+    let [first, stop] = model.controls[attribute].span;
+    const value = this.controls.value(attribute, since);
+    if (value !== null) [first, stop] = [first + value, first + value + 1];
+    for (const id of events) allowed[id] = 0;
+    allowed.fill(1, first, stop);
+    return { first, stop, events };
   }
+}
+
+/**
+ * @param {Float64Array} scores
+ * @param {number[]} ids
+ */
+function logSumExp(scores, ids) {
+  const top = Math.max(...ids.map((id) => scores[id]));
+  return top + Math.log(ids.reduce((total, id) => total + Math.exp(scores[id] - top), 0));
 }
