@@ -187,9 +187,8 @@ class MusicGrammar(LogitsProcessor):
             ends the piece early. EOS follows when the sounding notes have ended, which `max_note_seconds` bounds.
         prompt_length: Length of the prompt in tokens with its padding, `input_ids.shape[1]`, for
             `close_after_seconds` and the segments of controls.
-        controls: What is wanted of the controls, by the names that `Controls` takes. A control that is given, or of which
-            the model plans the value, takes the place of the first event of a segment, with the probability of all
-            events together.
+        controls: What is wanted of the controls, by the names that `Controls` takes. Given or planned, a control takes
+            the place of the first event of a segment, with the probability of all events together.
         before: For each prompt the ids before it that are not in `input_ids`, such as the beginning of a piece longer
             than the sliding window, so that keys which still sound are released too. Return sequences share one.
 
