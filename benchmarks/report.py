@@ -31,6 +31,7 @@ CACHE_COLOURS = {
     "dynamic": "tab:blue",
     "static": "tab:cyan",
     "compiled": "tab:purple",
+    "onnx": "tab:orange",
     "sliding": "tab:green",
     "none": "tab:red",
 }
