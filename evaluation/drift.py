@@ -9,22 +9,22 @@ minutes of the validation pieces (2% of these are outside, by definition), and t
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from transformers import set_seed
 
 from corpus.commands import run_command
 from corpus.dataset import EvaluationWindows, load_corpus
 from evaluation.loading import load_model, load_model_tokenizer
 from evaluation.metrics import NoteArrays, describe, score_to_arrays
-from tokenization import MusicTxTokenizer, generate_music
+from evaluation.sampling import sample_scores
 from tokenization.controls import PLANNED
 
 STATISTICS = ("notes_per_second", "polyphony", "note_seconds")
 CENTRAL_PERCENT = 98
+# Of nucleus sampling, as the report has it.
+TOP_P = 0.98
 # The minutes that "at first" and "in the end" stand for.
 FIRST, LAST = slice(5), slice(-5, None)
 
@@ -64,17 +64,16 @@ def minutes_of(notes: NoteArrays) -> dict[str, np.ndarray]:
     return {name: np.array([one[name] for one in found]) for name in STATISTICS}
 
 
-def measure_drift(generated: Iterable[NoteArrays], real: Iterable[NoteArrays]) -> dict[str, Drift]:
+def measure_drift(generated: Sequence[dict], real: Sequence[dict]) -> dict[str, Drift]:
     """Compare the minutes of generated pieces with those of real ones.
 
     Args:
-        generated: The notes of each generated piece.
-        real: The notes of each real piece.
+        generated: The minutes of each generated piece, as `minutes_of` returns them.
+        real: The minutes of each real piece.
 
     Raises:
         ValueError: One of them has no whole minute.
     """
-    generated, real = ([minutes_of(notes) for notes in pieces] for pieces in (generated, real))
     found = {}
     for name in STATISTICS:
         new, known = ([piece[name] for piece in pieces if len(piece[name])] for pieces in (generated, real))
@@ -86,26 +85,6 @@ def measure_drift(generated: Iterable[NoteArrays], real: Iterable[NoteArrays]) -
         edges = (np.concatenate([piece[part] for piece in new]).mean() for part in (FIRST, LAST))
         found[name] = Drift(low, high, float(((everything < low) | (everything > high)).mean()), *edges)
     return found
-
-
-def generate_long(
-    model: torch.nn.Module, tokenizer: MusicTxTokenizer, minutes: float, num_samples: int, seed: int, **options
-) -> list[NoteArrays]:
-    """Generate long pieces from nothing.
-
-    Args:
-        model: A causal language model with a sliding window.
-        tokenizer: Its tokenizer.
-        minutes: Length of each piece.
-        num_samples: Number of pieces.
-        seed: The same seed gives the same pieces.
-        **options: As for `generate_music`.
-    """
-    set_seed(seed)
-    samples = generate_music(
-        model, tokenizer, seconds=60 * minutes, num_samples=num_samples, do_sample=True, **{"top_p": 0.98} | options
-    )
-    return [score_to_arrays(tokenizer.to_score(ids)) for ids in samples]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,14 +101,15 @@ def main(argv: list[str] | None = None) -> int:
     def run():
         model, tokenizer = load_model(args.model, args.trust_remote_code), load_model_tokenizer(args.model)
         rows = EvaluationWindows(load_corpus(args.corpus)["validation"], 2).rows
-        real = [score_to_arrays(tokenizer.to_score(rows[row, :])) for row in range(len(rows.lengths))]
+        real = [minutes_of(score_to_arrays(tokenizer.to_score(rows[row, :]))) for row in range(len(rows.lengths))]
         numbers = {attribute.option: PLANNED for attribute in tokenizer.attributes if attribute.is_number}
         for name, controls in {"without controls": None, "with planned controls": numbers}.items():
             if controls == {}:
                 continue
-            pieces = generate_long(model, tokenizer, args.minutes, args.num_samples, args.seed, controls=controls)
+            pieces = sample_scores(model, tokenizer, args.num_samples, 60 * args.minutes, args.seed, TOP_P, controls)
+            minutes = [minutes_of(score_to_arrays(piece)) for piece in pieces]
             print(f"{name}:", flush=True)
-            for statistic, drift in measure_drift(pieces, real).items():
+            for statistic, drift in measure_drift(minutes, real).items():
                 bounds = f"{drift.low:.2f} to {drift.high:.2f}"
                 print(
                     f"  {statistic:16} {drift.outside:6.1%} of the minutes outside {bounds}; "

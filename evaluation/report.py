@@ -239,12 +239,13 @@ def _run(args: argparse.Namespace) -> None:
 
     measured["originality"] = measure_originality(paths, index, args.output_dir / "passages")
 
-    rows = EvaluationWindows(corpus["validation"], args.length).rows
+    windows = EvaluationWindows(corpus["validation"], args.length)
+    rows = windows.rows
     measured |= measure_controls_and_infilling(
         model, tokenizer, [rows[row, :] for row in range(len(rows.lengths))], args
     )
 
-    shares = attention_by_distance(model, EvaluationWindows(corpus["validation"], args.length))
+    shares = attention_by_distance(model, windows)
     measured["attention"] = {"octaves": octaves(args.length), "shares": shares.tolist()}
     draw_attention(shares, octaves(args.length), args.output_dir / "attention.png")
 

@@ -1,6 +1,6 @@
 """Samples for a report, and excerpts of real pieces that are cut in the same way."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from symusic import Score
@@ -10,7 +10,13 @@ from tokenization import MusicTxTokenizer, generate_music
 
 
 def sample_scores(
-    model, tokenizer: MusicTxTokenizer, num_samples: int, seconds: float, seed: int, top_p: float
+    model,
+    tokenizer: MusicTxTokenizer,
+    num_samples: int,
+    seconds: float,
+    seed: int,
+    top_p: float,
+    controls: Mapping | None = None,
 ) -> list[Score]:
     """Generate pieces from nothing.
 
@@ -21,13 +27,21 @@ def sample_scores(
         seconds: Length of each, unless the model ends it earlier.
         seed: The same seed gives the same pieces.
         top_p: As for `generate`.
+        controls: As for `generate_music`.
 
     Returns:
         The pieces.
     """
     set_seed(seed)
     samples = generate_music(
-        model, tokenizer, seconds=seconds, num_samples=num_samples, do_sample=True, top_p=top_p, top_k=0
+        model,
+        tokenizer,
+        seconds=seconds,
+        num_samples=num_samples,
+        controls=controls,
+        do_sample=True,
+        top_p=top_p,
+        top_k=0,
     )
     return [tokenizer.to_score(ids) for ids in samples]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_models import save_model
 
-from evaluation import drift
+from evaluation import drift, sampling
 from evaluation.metrics import NoteArrays
 from tokenization import MusicTxTokenizer, PerformanceWithControls
 
@@ -24,6 +24,11 @@ def joined(*parts: NoteArrays) -> NoteArrays:
 REAL = [steady(3, per_second) for per_second in np.linspace(3, 12, 30)]
 
 
+def compared(piece: NoteArrays) -> dict[str, drift.Drift]:
+    """A generated piece beside the real ones."""
+    return drift.measure_drift([drift.minutes_of(piece)], [drift.minutes_of(notes) for notes in REAL])
+
+
 def test_every_whole_minute_is_described_and_a_rest_of_one_is_not():
     minutes = drift.minutes_of(joined(steady(2, 4), steady(1.5, 8, begin=120)))
     assert minutes["notes_per_second"] == pytest.approx([4, 4, 8], rel=0.02)
@@ -35,21 +40,21 @@ def test_every_whole_minute_is_described_and_a_rest_of_one_is_not():
 
 
 def test_music_that_stays_as_it_was_has_no_minutes_outside():
-    found = drift.measure_drift([steady(20.1, 7)], REAL)["notes_per_second"]
+    found = compared(steady(20.1, 7))["notes_per_second"]
     assert found.outside == 0
     assert found.first == pytest.approx(found.last, rel=0.02)
     assert 3 <= found.low < 4 < 11 < found.high <= 12.1
 
 
 def test_music_that_grows_denser_is_found():
-    found = drift.measure_drift([joined(steady(10, 8), steady(10.1, 24, begin=600))], REAL)["notes_per_second"]
+    found = compared(joined(steady(10, 8), steady(10.1, 24, begin=600)))["notes_per_second"]
     assert found.outside == pytest.approx(0.5)
     assert (found.first, found.last) == (pytest.approx(8, rel=0.02), pytest.approx(24, rel=0.02))
 
 
 def test_pieces_without_a_whole_minute_are_refused():
     with pytest.raises(ValueError, match="no whole minute"):
-        drift.measure_drift([steady(0.5, 8)], REAL)
+        compared(steady(0.5, 8))
 
 
 def test_the_command_compares_music_with_planned_controls_and_without(tmp_path, make_score, monkeypatch, capsys):
@@ -59,7 +64,7 @@ def test_the_command_compares_music_with_planned_controls_and_without(tmp_path, 
     given = []
     real = {"validation": datasets.Dataset.from_dict({"input_ids": [ids]})}
     monkeypatch.setattr(drift, "load_corpus", lambda name: real)
-    monkeypatch.setattr(drift, "generate_music", lambda *_, **options: given.append(options) or [np.array(ids)])
+    monkeypatch.setattr(sampling, "generate_music", lambda *_, **options: given.append(options) or [np.array(ids)])
     assert drift.main(["--model", str(tmp_path), "--corpus", "real", "--minutes", "2"]) == 0
     assert [options["seconds"] for options in given] == [120, 120]
     assert given[0]["controls"] is None
