@@ -509,15 +509,15 @@ def _variable_length(block: np.ndarray, at: np.ndarray, strict: bool = True) -> 
         The values, -1 for those of more than four bytes, and where the next byte is.
     """
     value, at = np.zeros(len(at), dtype=np.int64), at.copy()
-    goes_on = np.arange(len(at))
+    continued = np.arange(len(at))
     for _ in range(4):
-        byte = block[at[goes_on]]
-        value[goes_on] = value[goes_on] << 7 | byte & 0x7F
-        at[goes_on] += 1
-        goes_on = goes_on[byte >= 0x80]
-        if not len(goes_on):
+        byte = block[at[continued]]
+        value[continued] = value[continued] << 7 | byte & 0x7F
+        at[continued] += 1
+        continued = continued[byte >= 0x80]
+        if not len(continued):
             break
-    value[goes_on] = -1
+    value[continued] = -1
     return value, at
 
 
