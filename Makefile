@@ -4,10 +4,11 @@
 #
 # make web    the page that plays, with the shipped model, on localhost; needs Node too
 #
-# make test-interop   the snippets of docs/transformers.md, with the packages that they name
 # make test-notebooks one of the notebooks from top to bottom (the other has the same code), and the tests of both
 # make test-web       the page's tests, in Node and in Chromium; needs Node, and is skipped without. Real files are read
 #                     too with GOLDEN_MIDI=folder
+# make test-interop   the snippets of docs/transformers.md, with the packages that they name; they stay in .venv
+#                     and some warn at every import, which test-notebooks does not accept: run it before, or in a new .venv
 # make test-lowest    the tests, with the oldest versions that setup.cfg allows, in .venv-lowest
 # make test-newest    the tests, with the newest versions that setup.cfg allows, in .venv-newest
 #
