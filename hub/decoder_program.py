@@ -84,8 +84,8 @@ class DecoderProgram(nn.Module):
             config.num_attention_heads,
             config.head_dim,
         )
-        # Distances up to window + CHUNK - 1 are met: those beyond the table share its farthest row. Two more, so that
-        # rows of one column less are longer than what is read of them, whatever the number of queries.
+        # The distances that are met, and two more, so that the exporter sees one case in `_relative_logits`. Those beyond
+        # the table of a model share its farthest embedding.
         self.span = self.window + CHUNK + 2
         attentions = [layer.self_attn for layer in model.model.layers]
         # The scaling of the queries is part of their weights: a factor on products keeps onnxruntime from its fastest
@@ -93,9 +93,12 @@ class DecoderProgram(nn.Module):
         scaling = torch.ones(3 * self.num_heads * self.head_dim, 1)
         scaling[: self.num_heads * self.head_dim] = attentions[0].scaling
         self.qkv_weights = nn.ParameterList(one.qkv_proj.weight.detach() * scaling for one in attentions)
-        tables = [one.relative_embeddings.detach() for one in attentions]
-        # [H, D, min(M, span)]
-        self.tables = nn.ParameterList(table[:, -self.span :].transpose(1, 2).contiguous() for table in tables)
+        # [H, D, M]
+        self.tables = nn.ParameterList(self._table(one.relative_embeddings.detach()) for one in attentions)
+
+    def _table(self, embeddings: torch.Tensor) -> torch.Tensor:
+        beyond = embeddings[:, :1].expand(-1, max(self.span - embeddings.shape[1], 0), -1)
+        return torch.cat([beyond, embeddings[:, -self.span :]], dim=1).transpose(1, 2).contiguous()
 
     def cache(self) -> list[torch.Tensor]:
         """Return an empty ring: keys and values of each layer in turn."""
@@ -167,15 +170,10 @@ class DecoderProgram(nn.Module):
         """The products of queries with the embeddings of distances to all keys, [1, H, Q, D] to [1, H, Q, W + Q]."""
         _, heads, queries, _ = query.shape
         products = query @ table  # [1, H, Q, M]; column j belongs to distance M - 1 - j
-        if table.shape[2] < self.span:
-            beyond = products[..., :1].expand(1, heads, queries, self.span - table.shape[2])
-            products = torch.cat([beyond, products], dim=3)  # [1, H, Q, span]
-        # Query r meets key k at distance W + r - k, in column first - r + k; in rows of one column less that is column
-        # first + k for all queries.
-        first = self.span - 1 - self.window
-        flat = torch.cat([products.reshape(1, heads, -1), products.new_zeros(1, heads, first)], dim=2)
-        rows = flat[..., first : first + queries * (self.span - 1)].reshape(1, heads, queries, self.span - 1)
-        return rows[..., : self.window + queries]
+        # Query r meets key k at distance W + r - k. Without the first Q of them, the products of all queries make rows
+        # of one column less, in which the column of a key is the same for all queries (`skew`).
+        rows = products.reshape(1, heads, -1)[..., queries:].reshape(1, heads, queries, self.span - 1)
+        return rows[..., CHUNK + 1 - queries :]
 
 
 def export_program(program: DecoderProgram, path: Path) -> None:
