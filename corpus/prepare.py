@@ -144,7 +144,7 @@ def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num
     content = hashlib.sha256(json.dumps(tokens).encode())
     writers = {split: SplitWriter(folder / split) for split in SPLITS}
 
-    with tqdm(desc=printable(source.name), total=len(source), unit="file") as progress:
+    with tqdm(desc=printable(source.name), total=len(source), unit="file", disable=None) as progress:
 
         def usable() -> Iterator[Piece]:
             for file in source:

@@ -69,7 +69,7 @@ def measure_infilling(
         raise ValueError("The model was not trained for infilling: its tokenizer has no tokens for it.")
     random = np.random.default_rng(seed)
     encoding, totals, tokens, scored = tokenizer.miditok, np.zeros(2), 0, 0
-    with tqdm(total=num_gaps, unit="gap", leave=False) as progress:
+    with tqdm(total=num_gaps, unit="gap", leave=False, disable=None) as progress:
         for _ in range(DRAWS_PER_GAP * num_gaps):
             if scored == num_gaps:
                 break
