@@ -290,7 +290,7 @@ def find_sound(options):
 
 
 class Progress:
-    """A streamer for `generate()` that draws a progress bar: seconds of music, all samples together."""
+    """A streamer for `generate()` that draws a progress bar on a terminal: seconds of music, all samples together."""
 
     def __init__(self, tokenizer, seconds, num_samples):
         from tqdm import tqdm
@@ -299,7 +299,7 @@ class Progress:
         self.finished, self.elapsed = 0.0, None
         layout = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music, {elapsed} elapsed, {remaining} remaining"
         # Drawn only once there is something to show: an error before that ends in one line.
-        self.bar = tqdm(total=seconds * num_samples, bar_format=layout, leave=False, delay=0.01)
+        self.bar = tqdm(total=seconds * num_samples, bar_format=layout, leave=False, delay=0.01, disable=None)
 
     def put(self, ids):
         """Take the prompt of a batch, then one token of each of its samples at a time, `[B]`."""

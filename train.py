@@ -20,6 +20,11 @@ from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 
+from training.recipe import Recipe, parse
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    parse(sys.argv[1:], __doc__)
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -47,7 +52,6 @@ from training.checkpoints import (
 )
 from training.log import Step, TrainingLog, on_main
 from training.optimizers import make_optimizers, schedule
-from training.recipe import Recipe, parse
 
 # Seconds for a step and a checkpoint, once the launcher is gone.
 GRACE_SECONDS = 60

@@ -211,11 +211,15 @@ def must_equal(name: str, result: torch.Tensor, expected: torch.Tensor, dtype: t
 
 
 def write_results(args: argparse.Namespace, benchmark: str, about: dict[str, str], rows: list[dict]) -> Path | None:
-    """Write rows to `{benchmark}-{device}-{date}.csv`, below comment lines that say what they were measured on."""
+    """Write rows to a CSV, below comment lines that say what they were measured on.
+
+    It is called `{benchmark}-{device}-{date}.csv`, or `{benchmark}-{device}-busy-{date}.csv` beside busy processes.
+    """
     if args.output_dir is None:
         return None
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    path = args.output_dir / f"{benchmark}-{args.device}-{about['date']}.csv"
+    device = f"{args.device}-busy" if args.neighbours else args.device
+    path = args.output_dir / f"{benchmark}-{device}-{about['date']}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {name}: {value}\n" for name, value in about.items())
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -103,18 +103,24 @@ def _save(figure: Figure, panels, path: Path):
 
 
 def newest(results: Path, benchmark: str) -> list[Path]:
-    """The last CSV of a benchmark on each device: `{benchmark}-{device}-{date}.csv`."""
-    by_device = {path.name.split("-")[1]: path for path in sorted(results.glob(f"{benchmark}-*.csv"))}
-    return list(by_device.values())
+    """The last CSV of a benchmark on each device, idle and busy, as `measure.write_results` names them."""
+    last = {_undated(path): path for path in sorted(results.glob(f"{benchmark}-*.csv"))}
+    return list(last.values())
+
+
+def _undated(path: Path) -> str:
+    """Benchmark and device, without the date: the name of the plot."""
+    return path.stem.rsplit("-", 3)[0]
 
 
 def section(benchmark: str, path: Path, plots: Path) -> str:
     """Markdown of one CSV; writes its plot."""
     about, rows = measure.read_results(path)
-    parts = [f"### {benchmark}.py, {path.name.split('-')[1].upper()}, {about['date']}"]
+    _, device, *busy = _undated(path).split("-")
+    parts = [f"### {benchmark}.py, {' '.join([*busy, device.upper()])}, {about['date']}"]
     parts.append("\n".join(f"- {name}: {value}" for name, value in about.items() if name != "date"))
     if benchmark in PLOTS:
-        plot = plots / f"{path.stem.rsplit('-', 3)[0]}.png"
+        plot = plots / f"{_undated(path)}.png"
         PLOTS[benchmark](rows, plot)
         parts.append(f"![{benchmark} against length]({plots.name}/{plot.name})")
     parts.append(BENCHMARKS[benchmark].table(rows))

@@ -1,9 +1,20 @@
-"""How a command ends: one line and an exit code instead of a traceback."""
+"""How commands begin and end: the parser of the command line; one line and an exit code instead of a traceback."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
 from corpus.plain_text import printable
+
+
+def make_parser(module: str, documentation: str) -> argparse.ArgumentParser:
+    """Make the parser of a command, without flags.
+
+    Args:
+        module: The command's module, which `python -m` starts.
+        documentation: Its docstring; the first line tells what the command does.
+    """
+    return argparse.ArgumentParser(prog=f"python -m {module}", description=documentation.splitlines()[0])
 
 
 def run_command(name: str, action: Callable[[], None], stopped: str = "stopped") -> int:

@@ -77,7 +77,7 @@ def _fetch(url: str, part: Path) -> int:
         if response.status_code != 206:  # the whole file in place of the range
             size = 0
         total = size + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
-        bar = tqdm(desc=part.stem, total=total, initial=size, unit="B", unit_scale=True)
+        bar = tqdm(desc=part.stem, total=total, initial=size, unit="B", unit_scale=True, disable=None)
         with part.open("ab") as file, bar:
             file.truncate(size)
             for chunk in response.iter_raw():

@@ -21,19 +21,22 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from corpus import flags
+from corpus.commands import run_command
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.prepare(__doc__).parse_args()
+
 import numpy as np
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
 from corpus.atomic_files import atomic_folder, exclusive
-from corpus.commands import run_command
 from corpus.dataset import load_tokenizer
 from corpus.plain_text import escape_markdown, printable
 from corpus.shards import SplitWriter
 from corpus.sources import (
-    SPLITS,
-    VALIDATION_SHARE,
     GiantMidi,
     JsbChorales,
     Maestro,
@@ -42,6 +45,7 @@ from corpus.sources import (
     PassedOver,
     Piece,
 )
+from corpus.splits import SPLITS
 from corpus.vocabulary import find_encoding
 from tokenization import MusicTxTokenizer
 
@@ -140,7 +144,7 @@ def _write_pieces(source: Source, folder: Path, tokenizer: MusicTxTokenizer, num
     content = hashlib.sha256(json.dumps(tokens).encode())
     writers = {split: SplitWriter(folder / split) for split in SPLITS}
 
-    with tqdm(desc=printable(source.name), total=len(source), unit="file") as progress:
+    with tqdm(desc=printable(source.name), total=len(source), unit="file", disable=None) as progress:
 
         def usable() -> Iterator[Piece]:
             for file in source:
@@ -364,54 +368,6 @@ def push_to_hub(corpus_dir: str | Path, repo_id: str) -> str:
     return str(address)
 
 
-def _mixture(text: str) -> dict[str, float]:
-    """Read `data/maestro=1,data/giantmidi=0.5`."""
-    parts = [part.rpartition("=") for part in text.split(",")]
-    try:
-        return {folder: float(weight) for folder, _, weight in parts if folder or float("nan")}
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text} is no list of corpora and weights, such as data/maestro=1,data/giantmidi=0.5."
-        ) from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m corpus.prepare", description="Tokenize music for training.")
-    sources = parser.add_subparsers(dest="source", required=True, metavar="source")
-
-    def add(name: str, what: str, where: str, required: bool = True) -> argparse.ArgumentParser:
-        source = sources.add_parser(name, help=what, description=f"Prepare {what}.")
-        source.add_argument("--input", dest="path", metavar="PATH", required=required, help=where)
-        return source
-
-    maestro = add("maestro", "MAESTRO, in its official split", "the archive or folder; downloaded if left out", False)
-    maestro.add_argument(
-        "--version", choices=Maestro.ARCHIVES, default="v3.0.0", help="which one to download (default: %(default)s)"
-    )
-    add("giantmidi", "GiantMIDI-Piano, split by composition", "the archive or folder that its authors hand out")
-    add("jsb", "the JSB Chorales, in their usual split", "Jsb16thSeparated.json")
-    folder = add("folder", "your own MIDI files, split by content", "the folder or zip archive, with its subfolders")
-    folder.add_argument("--metadata", help="a csv with file_name and any of split, composer and title")
-    folder.add_argument(
-        "--validation_share",
-        type=float,
-        default=VALIDATION_SHARE,
-        help="share of the files for validation, about; few files need a larger one (default: %(default)s)",
-    )
-    mix = sources.add_parser("mix", help="corpora that are prepared already, as one", description="Mix corpora.")
-    mix.add_argument("corpora", type=_mixture, help="folders and weights: data/maestro=1,data/giantmidi=0.5")
-    for name in ("maestro", "giantmidi", "folder"):
-        sources.choices[name].add_argument(
-            "--tokenizer", default="Performance", help="folder of a saved tokenizer, or an encoding such as REMI"
-        )
-    for source in sources.choices.values():
-        source.add_argument("--output_dir", required=True, help="folder of the corpus")
-        source.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
-        source.add_argument("--overwrite", action="store_true", help="replace the corpus at --output_dir")
-        source.add_argument("--push_to_hub", metavar="USER/NAME", help="publish it as a private data set")
-    return parser
-
-
 def _source_and_tokenizer(options: argparse.Namespace) -> tuple[Source, MusicTxTokenizer]:
     if options.source == "jsb":
         return JsbChorales(options.path), find_encoding("Chorales")
@@ -433,7 +389,7 @@ def _source_and_tokenizer(options: argparse.Namespace) -> tuple[Source, MusicTxT
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = _parser()
+    parser = flags.prepare(__doc__)
     options = parser.parse_args(argv)
 
     def run():

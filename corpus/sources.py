@@ -26,17 +26,12 @@ from huggingface_hub import cached_assets_path
 
 from corpus.dataset import load_corpus
 from corpus.download import download
+from corpus.splits import HELD_OUT, SPLITS, TEST_SHARE, VALIDATION_SHARE
 from tokenization.chorales import VOICES, steps_to_score
 from tokenization.midi_reader import MAX_BYTES, MIDI_SUFFIXES
 
-HELD_OUT = ("validation", "test")
-SPLITS = ("train", *HELD_OUT)
-
 # What reading a damaged, encrypted, vanished or forbidden file raises, from a disk or from an archive.
 UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-
-# The share of a folder's files that are held out for validation, and for testing.
-VALIDATION_SHARE = TEST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class Maestro:
         version: The version to download, a key of ARCHIVES.
 
     Raises:
-        ValueError: There is nothing at the path, or not MAESTRO.
+        ValueError: There is nothing at the path, or not MAESTRO; or no such version.
         OSError: It could not be downloaded.
 
     Source:
@@ -102,6 +97,8 @@ class Maestro:
 
     def __init__(self, path: str | Path | None = None, version: str = "v3.0.0"):
         if path is None:
+            if version not in self.ARCHIVES:
+                raise ValueError(f"version ({version}) must be one of {', '.join(self.ARCHIVES)}.")
             path = download(*self.ARCHIVES[version], cached_assets_path("music-tx", "maestro"))
         self.files = _Files(path)
         tables = [

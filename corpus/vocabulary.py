@@ -9,9 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from corpus import flags
+from corpus.commands import run_command
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.vocabulary(__doc__).parse_args()
+
 import numpy as np
 
-from corpus.commands import run_command
 from corpus.plain_text import printable
 from corpus.sources import GiantMidi, Maestro, MidiFolder, Piece
 from tokenization import MusicTxTokenizer
@@ -65,16 +70,7 @@ def readable(tokenizer: MusicTxTokenizer, pieces: list[Piece], limit: int) -> tu
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m corpus.vocabulary", description="Make a tokenizer, and train it.")
-    parser.add_argument("source", choices=SOURCES, help="source of the music; the train split is used")
-    parser.add_argument("--input", metavar="PATH", required=True, help="its archive or folder")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the tokenizer")
-    parser.add_argument(
-        "--encoding", default="Performance", help=f"{', '.join(ENCODINGS)}, or a saved one (default: %(default)s)"
-    )
-    parser.add_argument("--vocab_size", type=int, required=True, help="tokens to reach")
-    parser.add_argument("--model", default="BPE", help="BPE, Unigram or WordPiece (default: %(default)s)")
-    parser.add_argument("--max_pieces", type=int, default=200, help="pieces to learn from (default: %(default)s)")
+    parser = flags.vocabulary(__doc__)
     options = parser.parse_args(argv)
     return run_command(parser.prog, lambda: _run(options), "interrupted; nothing was written")
 

@@ -8,15 +8,19 @@ control the rank correlation (Spearman) of what was wanted with what was played 
 Shape letters: N pieces.
 """
 
-import argparse
 import sys
 from typing import NamedTuple
+
+from corpus.commands import run_command
+from evaluation import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.controls(__doc__).parse_args()
 
 import numpy as np
 import torch
 from transformers import set_seed
 
-from corpus.commands import run_command
 from evaluation.loading import load_model, load_model_tokenizer
 from tokenization import MusicTxTokenizer, generate_music
 from tokenization.performance import STEPS_PER_SECOND, VELOCITY_OF_BIN, events_to_notes
@@ -85,12 +89,7 @@ def measure_controls(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.controls", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder, or user/name on the Hub")
-    parser.add_argument("--num_samples", type=int, default=200, help="number of pieces (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of each (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pieces")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
+    parser = flags.controls(__doc__)
     args = parser.parse_args(argv)
 
     def run():

@@ -7,14 +7,18 @@ length planned by the model itself. For each statistic it reports the share of m
 minutes of the validation pieces (2% of these are outside, by definition), and the first and the last five minutes.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from corpus.commands import run_command
+from evaluation import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.drift(__doc__).parse_args()
+
 import numpy as np
 
-from corpus.commands import run_command
 from corpus.dataset import EvaluationWindows, load_corpus
 from evaluation.loading import load_model, load_model_tokenizer
 from evaluation.metrics import NoteArrays, describe, score_to_arrays
@@ -89,13 +93,7 @@ def measure_drift(generated: Sequence[dict], real: Sequence[dict]) -> dict[str, 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.drift", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder, or user/name on the Hub")
-    parser.add_argument("--corpus", required=True, help="prepared corpus: a folder, or user/name on the Hub")
-    parser.add_argument("--minutes", type=float, default=20.0, help="length of each piece (default: %(default)s)")
-    parser.add_argument("--num_samples", type=int, default=1, help="pieces to generate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pieces")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
+    parser = flags.drift(__doc__)
     args = parser.parse_args(argv)
 
     def run():

@@ -9,16 +9,20 @@ first case.
 Shape letters: L tokens.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from corpus.commands import run_command
+from evaluation import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.infilling(__doc__).parse_args()
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from corpus.commands import run_command
 from corpus.dataset import EvaluationWindows, load_corpus
 from evaluation.likelihood import token_nats
 from evaluation.loading import load_model, load_model_tokenizer
@@ -65,7 +69,7 @@ def measure_infilling(
         raise ValueError("The model was not trained for infilling: its tokenizer has no tokens for it.")
     random = np.random.default_rng(seed)
     encoding, totals, tokens, scored = tokenizer.miditok, np.zeros(2), 0, 0
-    with tqdm(total=num_gaps, unit="gap", leave=False) as progress:
+    with tqdm(total=num_gaps, unit="gap", leave=False, disable=None) as progress:
         for _ in range(DRAWS_PER_GAP * num_gaps):
             if scored == num_gaps:
                 break
@@ -98,13 +102,7 @@ def measure_infilling(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.infilling", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder, or user/name on the Hub")
-    parser.add_argument("--corpus", required=True, help="prepared corpus: a folder, or user/name on the Hub")
-    parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
-    parser.add_argument("--num_gaps", type=int, default=400, help="gaps to score (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same gaps (default: %(default)s)")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
+    parser = flags.infilling(__doc__)
     args = parser.parse_args(argv)
 
     def run():

@@ -14,8 +14,13 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import NamedTuple
+
+from corpus.commands import run_command
+from evaluation import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.likelihood(__doc__).parse_args()
 
 import numpy as np
 import torch
@@ -23,7 +28,6 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from corpus.commands import run_command
 from corpus.dataset import IGNORED, EvaluationWindows, load_corpus, load_tokenizer
 from evaluation.loading import load_model
 from tokenization import MusicTxTokenizer
@@ -115,7 +119,7 @@ def score(
         windows: Examples with `input_ids` and `labels`, both `[L]`.
         batch_size: Windows per forward pass; on one core 4 took 5 to 20 percent less time than 8.
         autocast: Makes a context for the forward pass, for lower precision.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, if stderr is a terminal.
 
     Returns:
         The scores of these windows alone: add them up over processes, then divide.
@@ -126,7 +130,7 @@ def score(
     totals = torch.zeros(3, 1, dtype=torch.float64)
     # With a generator of its own, the loader does not change the global random state of a training.
     loader = DataLoader(windows, batch_size, generator=torch.Generator())
-    for batch in tqdm(loader, disable=not progress, unit="batch", leave=False):
+    for batch in tqdm(loader, disable=None if progress else True, unit="batch", leave=False):
         labels = batch["labels"][:, 1:].to(device)  # [B, L - 1]
         with autocast():
             logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1].float()
@@ -208,15 +212,7 @@ def summarize(scores: Scores, amount: Amount) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.likelihood", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder, or user/name on the Hub")
-    parser.add_argument("--corpus", required=True, help="prepared corpus: a folder, or user/name on the Hub")
-    parser.add_argument("--split", default="validation", choices=("train", "validation", "test"))
-    parser.add_argument("--length", type=int, default=1024, help="tokens per window (default: %(default)s)")
-    parser.add_argument("--context", type=int, default=1, help="tokens that consecutive windows share (default: 1)")
-    parser.add_argument("--batch_size", type=int, default=4, help="windows per forward pass (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file for the numbers and the curve along the window")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
+    parser = flags.likelihood(__doc__)
     args = parser.parse_args(argv)
     stopped = "stopped before all windows were scored; nothing was written"
     return run_command(parser.prog, lambda: _run(args), stopped)

@@ -22,6 +22,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from corpus.commands import run_command
+from evaluation import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.originality(__doc__).parse_args()
+
 import numpy as np
 from datasets import Dataset
 from numpy.lib.stride_tricks import sliding_window_view
@@ -29,9 +35,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from symusic import Score
 
-from corpus.commands import run_command
 from corpus.dataset import load_corpus, load_tokenizer
 from corpus.plain_text import print_line
+from evaluation.flags import EXCERPT_SECONDS
 from evaluation.metrics import NoteArrays, midi_to_arrays, score_to_arrays
 from tokenization import MusicTxTokenizer
 from tokenization.performance import piano_score
@@ -64,7 +70,7 @@ BAND, CANDIDATES = 64, 8
 SAME, OTHER, MISSING = 1, -1, -2
 
 # The excerpts of held-out pieces for the baseline, each as long as the pieces to check.
-EXCERPTS, EXCERPT_SECONDS = 512, 30.0
+EXCERPTS = 512
 
 ARRAYS, FACTS = "index.safetensors", "index.json"
 
@@ -445,18 +451,7 @@ def _compositions(split: Dataset) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.originality", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="index a training set")
-    build.add_argument("--corpus", required=True, help="prepared corpus: a folder")
-    build.add_argument(
-        "--seconds", type=float, default=EXCERPT_SECONDS, help="length of the pieces to check (default: %(default)s)"
-    )
-    check = commands.add_parser("check", help="search MIDI files for copies")
-    check.add_argument("midi", nargs="+", type=Path, help="MIDI files")
-    check.add_argument("--output_dir", type=Path, help="folder for the most similar passages, as MIDI")
-    for command in (build, check):
-        command.add_argument("--index", type=Path, required=True, help="folder of the index")
+    parser = flags.originality(__doc__)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: (_build if args.command == "build" else _check)(args))
 

@@ -20,14 +20,19 @@ import json
 import sys
 from pathlib import Path
 
+from corpus.commands import run_command
+from corpus.plain_text import printable
+from evaluation import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.report(__doc__).parse_args()
+
 import numpy as np
 import torch
 from datasets import DatasetDict
 from symusic import Score
 
-from corpus.commands import run_command
 from corpus.dataset import EvaluationWindows, load_corpus, load_tokenizer
-from corpus.plain_text import printable
 from evaluation import originality
 from evaluation.attention import attention_by_distance, octaves
 from evaluation.comparison import compare
@@ -157,28 +162,6 @@ def measure_controls_and_infilling(
     return measured
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder, or user/name on the Hub")
-    parser.add_argument("--corpus", required=True, help="prepared corpus: a folder")
-    parser.add_argument("--output_dir", type=Path, default=Path("report"), help="folder (default: %(default)s)")
-    parser.add_argument("--num_samples", type=int, default=64, help="samples to generate (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of each (default: %(default)s)")
-    parser.add_argument("--top_p", type=float, default=0.98, help="nucleus sampling (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same report (default: %(default)s)")
-    parser.add_argument(
-        "--splits",
-        nargs="*",
-        choices=("train", "validation", "test"),
-        default=["validation"],
-        help="splits to score, or none (default: validation)",
-    )
-    parser.add_argument("--length", type=int, default=1024, help="tokens per window (default: %(default)s)")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
-    return parser.parse_args(argv)
-
-
 def load(args: argparse.Namespace) -> tuple[torch.nn.Module, MusicTxTokenizer, DatasetDict]:
     """Load the model, its tokenizer and the corpus.
 
@@ -204,9 +187,10 @@ def load(args: argparse.Namespace) -> tuple[torch.nn.Module, MusicTxTokenizer, D
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    args = parse(argv)
+    parser = flags.report(__doc__)
+    args = parser.parse_args(argv)
     stopped = f"stopped; {printable(args.output_dir)} is not complete"
-    return run_command("python -m evaluation.report", lambda: _run(args), stopped)
+    return run_command(parser.prog, lambda: _run(args), stopped)
 
 
 def _run(args: argparse.Namespace) -> None:

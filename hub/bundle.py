@@ -4,15 +4,19 @@ The folder loads with `trust_remote_code=True` where this project is not install
 The repository itself keeps weights and configurations alone: their code is in its packages.
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from corpus.commands import run_command
 from corpus.plain_text import printable
+from hub import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.bundle(__doc__).parse_args()
+
+from safetensors.torch import load_file
+
 from evaluation.loading import load_model, load_model_tokenizer
 from hub.contents import published_files
 from tokenization import MidiGenerationPipeline
@@ -45,9 +49,7 @@ def bundle(folder: Path, output_dir: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m hub.bundle", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    parser = flags.bundle(__doc__)
     args = parser.parse_args(argv)
 
     def write():

@@ -4,14 +4,18 @@ It writes `sample.mid`, the model's first sample from nothing and not the best o
 and the code of `pipeline("midi-generation")`, with which a visitor can generate another one.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from transformers import set_seed
-
 from corpus.commands import run_command
 from corpus.plain_text import printable
+from hub import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.sample(__doc__).parse_args()
+
+from transformers import set_seed
+
 from evaluation.loading import load_model, load_model_tokenizer
 from evaluation.rendering import piano_roll
 from hub.contents import PICTURE, SAMPLE
@@ -46,9 +50,7 @@ def add_sample(folder: Path, seconds: float = 30.0) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m hub.sample", description="Add a sample to a model's folder.")
-    parser.add_argument("folder", type=Path, help="folder with model and tokenizer")
-    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of music (default: 30)")
+    parser = flags.sample(__doc__)
     args = parser.parse_args(argv)
 
     def write():

@@ -6,7 +6,6 @@ constants of grammar and reader; and what Node makes of `web/`: scripts, styles 
 holds no page, and no Node is needed.
 """
 
-import argparse
 import dataclasses
 import json
 import shutil
@@ -14,13 +13,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from corpus.commands import run_command
+from corpus.plain_text import printable
+from hub import flags
+
+if __name__ == "__main__":  # --help and mistakes are answered before imports that take seconds
+    flags.web(__doc__).parse_args()
+
 import yaml
 from huggingface_hub import RepoCard
 from yaml import YAMLError
 
 from corpus.atomic_files import atomic_folder
-from corpus.commands import run_command
-from corpus.plain_text import printable
 from evaluation.loading import find_model, load_model, load_model_tokenizer
 from hub.contents import CONSTANTS
 from hub.decoder_program import (
@@ -255,11 +259,7 @@ def write_page(name: str, output_dir: Path, window: int | None = None, model_onl
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m hub.web", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="folder with model and tokenizer, or user/name on the Hub")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
-    parser.add_argument("--window", type=int, help="tokens that the model sees at once (default: its sliding window)")
-    parser.add_argument("--model_only", action="store_true", help="leave out the page, which needs Node")
+    parser = flags.web(__doc__)
     args = parser.parse_args(argv)
     if args.window is not None and args.window < 2 * CHUNK:
         parser.error(f"--window ({args.window}) must be at least {2 * CHUNK}.")

@@ -1,5 +1,6 @@
 """The benchmarks run as documented, stop if the fast way is wrong, and report what they measured."""
 
+import argparse
 import multiprocessing
 import time
 
@@ -122,6 +123,19 @@ def test_results_come_back_as_they_were_written(tmp_path):
     path = measure.write_results(args, "attention", about, rows)
     assert path.name == "attention-cpu-2026-01-02.csv"
     assert measure.read_results(path) == (about, rows)
+
+
+def test_what_is_measured_beside_busy_processes_stands_beside_the_idle_numbers(tmp_path):
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text(f"{report.BEGIN}{report.END}")
+    attention.main(["--quick", "--threads", "1", "--output_dir", str(results), *QUICK[attention]])
+    (idle,) = results.iterdir()
+    busy = argparse.Namespace(device="cpu", neighbours=1, output_dir=results)
+    measure.write_results(busy, "attention", *measure.read_results(idle))
+    report.main(["--room", str(tmp_path)])
+    titles = [line for line in readme.read_text().splitlines() if line.startswith("### ")]
+    assert [title.rpartition(", ")[0] for title in titles] == ["### attention.py, CPU", "### attention.py, busy CPU"]
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"attention-cpu.png", "attention-cpu-busy.png"}
 
 
 def test_llama_has_as_many_parameters_as_ours():

@@ -97,6 +97,13 @@ def test_a_sample_is_a_midi_file_its_record_sound_and_picture_and_nothing_else_i
     assert "seconds of music per second" in printed[-1]
 
 
+def test_a_progress_bar_is_drawn_on_a_terminal_alone(run, capsys, monkeypatch):
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
+        run("--formats", "--overwrite", seconds=30)  # long enough for a bar
+        assert ("s of music" in capsys.readouterr().err) is is_terminal
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_music(run, tmp_path):
     for folder, seed in (("one", 7), ("two", 7), ("three", 8)):
         run("--output_dir", folder, "--num_samples", 2, seed=seed)

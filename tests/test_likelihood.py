@@ -191,10 +191,9 @@ def test_the_command_line_prints_the_numbers_and_writes_the_curve(folders, capsy
     assert written["tokens"] == tokens
     assert written["nats_per_token"] == pytest.approx(math.log(391), abs=0.1)
     assert len(written["curve"]) == 64
-    out = capsys.readouterr().out
-    assert (
-        f"validation: {written['nats_per_token']:.4f} nats per token, {written['nats_per_note']:.4f} per note" in out
-    )
+    said = capsys.readouterr()
+    assert f"validation: {written['nats_per_token']:.4f} nats per token, {written['nats_per_note']:.4f}" in said.out
+    assert "batch" not in said.err  # no progress bar, for it is no terminal
 
 
 def test_ctrl_c_ends_in_one_line_and_code_130(folders, capsys, monkeypatch):

@@ -1,27 +1,44 @@
 """The recipe of a training: its fields, the YAML file, and the command line that overrides it."""
 
 import argparse
-import inspect
+import ast
 import math
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from types import NoneType
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from modeling_music_tx import MusicTxConfig
 
-# The fields of the model's configuration that a recipe may set: all but those that the tokenizer decides.
-CONFIG_FIELDS = [
-    name
-    for name in MusicTxConfig.__annotations__
-    if not name.endswith("token_id") and name not in ("vocab_size", "use_cache")
-]
+class _ConfigField(NamedTuple):
+    """The type of a field of `MusicTxConfig`, and its help text."""
+
+    kind: type
+    help: str
+
+
+def _config_fields() -> dict[str, _ConfigField]:
+    """Read the fields of `MusicTxConfig` that a recipe may set from its source, for importing it takes seconds."""
+    source = Path(find_spec("modeling_music_tx").origin).with_name("configuration_music_tx.py").read_text("utf-8")
+    (config,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    texts = re.findall(r"^ {4}(\w+) \(.*\):\n((?: {8}.*\n)+)", ast.get_docstring(config), re.MULTILINE)
+    helps = {name: " ".join(text.split()).replace("`", "") for name, text in texts}
+    fields = {}
+    for node in (node for node in config.body if isinstance(node, ast.AnnAssign)):
+        name, kinds = node.target.id, ast.unparse(node.annotation).split(" | ")
+        # All but those that the tokenizer decides.
+        if not name.endswith("token_id") and name not in ("vocab_size", "use_cache"):
+            kind = {"int": int, "float": float, "str": str, "bool": bool}["float" if "float" in kinds else kinds[0]]
+            fields[name] = _ConfigField(kind, helps[name])
+    return fields
+
+
+CONFIG_FIELDS = _config_fields()
 
 # What the fields of a recipe must satisfy.
 AT_LEAST_ONE = ("batch_size", "sequence_length", "gradient_accumulation_steps", "max_steps", "logging_steps")
@@ -167,6 +184,9 @@ def parse(argv: list[str], description: str = "") -> tuple[Recipe, dict]:
             f"sequence_length ({recipe.sequence_length}) must be a multiple of {2**recipe.halvings}, for "
             "short_fraction to halve it."
         )
+    # Imported last, for it takes seconds: other mistakes are told at once.
+    from modeling_music_tx import MusicTxConfig
+
     try:
         MusicTxConfig(**config)
     except (ValueError, StrictDataclassError) as error:
@@ -187,14 +207,7 @@ def recipe_flags(parser: HfArgumentParser, path: str) -> list[str]:
 
 
 def add_config_fields(parser: HfArgumentParser) -> None:
-    """Add the fields of `MusicTxConfig` to a parser, with its help texts; a field not given is None."""
-    # Python 3.13 removes the indentation of docstrings, earlier versions keep it.
-    documentation = inspect.cleandoc(MusicTxConfig.__doc__) + "\n"
-    texts = re.findall(r"^ {4}(\w+) \(.*\):\n((?: {8}.*\n)+)", documentation, re.MULTILINE)
-    helps = {name: " ".join(text.split()).replace("`", "") for name, text in texts}
-    for name in CONFIG_FIELDS:
-        annotation = MusicTxConfig.__annotations__[name]
-        kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType]
-        kind = float if float in kinds else kinds[0]
+    """Add the fields of `MusicTxConfig` to a parser; a field not given is None."""
+    for name, (kind, text) in CONFIG_FIELDS.items():
         convert = string_to_bool if kind is bool else kind
-        parser.add_argument(f"--{name}", type=convert, default=None, help=helps[name].replace("%", "%%"))
+        parser.add_argument(f"--{name}", type=convert, default=None, help=text.replace("%", "%%"))
