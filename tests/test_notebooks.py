@@ -4,6 +4,7 @@
 """
 
 import base64
+import itertools
 import json
 import re
 from pathlib import Path
@@ -28,6 +29,8 @@ WRONG_ANSWERS = {
         "lambda seconds: ['TimeShift_100'] * int(seconds) + [f'TimeShift_{round(100 * (seconds % 1))}']",
         "lambda seconds: ['TimeShift_100'] * (int(100 * seconds) // 100)"
         " + [f'TimeShift_{int(100 * seconds) % 100}'] * (int(100 * seconds) % 100 > 0)",
+        "lambda seconds: ['TimeShift_100'] * (math.ceil(100 * seconds) // 100)"
+        " + [f'TimeShift_{math.ceil(100 * seconds) % 100}'] * (math.ceil(100 * seconds) % 100 > 0)",
     ],
     3: [
         "lambda tokens: sum(t.startswith('NoteOn') for t in tokens) - sum(t.startswith('NoteOff') for t in tokens)",
@@ -71,6 +74,10 @@ WRONG_ANSWERS = {
         " for j in range(len(other) - n + 1) if melody[i : i + n] == other[j : j + n]), default=0)",
         "lambda melody, other: next((n for n in range(len(melody), 0, -1)"
         " if [m - melody[0] for m in melody[:n]] == [m - other[0] for m in other[:n]]), 0) if other else 0",
+        # Steps in the same order, but not in a row.
+        "lambda melody, other: 0 if not melody or not other else 1 + max(len(a)"
+        " for n in range(len(melody)) for a in itertools.combinations(np.diff(melody).tolist(), n)"
+        " if a in set(itertools.combinations(np.diff(other).tolist(), n)))",
     ],
 }
 
@@ -216,7 +223,7 @@ def test_the_solution_of_an_exercise_is_right(exercises, number, capsys):
     ("number", "answer"), [(number, answer) for number, answers in WRONG_ANSWERS.items() for answer in answers]
 )
 def test_a_wrong_answer_to_an_exercise_gets_a_hint(exercises, number, answer, capsys):
-    exercises["grade"](number, eval(answer, dict(exercises)), exercises[f"check_{number}"])
+    exercises["grade"](number, eval(answer, {**exercises, "itertools": itertools}), exercises[f"check_{number}"])
     assert capsys.readouterr().out.startswith(f"exercise {number}: not right yet: ")
 
 
