@@ -84,8 +84,8 @@ class DecoderProgram(nn.Module):
             config.num_attention_heads,
             config.head_dim,
         )
-        # The distances that are met, and two more, so that the exporter sees one case in `_relative_logits`. Those beyond
-        # the table of a model share its farthest embedding.
+        # The distances that are met, and two more, so that the exporter sees one case in `_relative_logits`. Those
+        # beyond the table of a model share its farthest embedding.
         self.span = self.window + CHUNK + 2
         attentions = [layer.self_attn for layer in model.model.layers]
         # The scaling of the queries is part of their weights: a factor on products keeps onnxruntime from its fastest
