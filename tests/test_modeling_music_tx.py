@@ -436,6 +436,23 @@ def test_a_request_for_attention_weights_names_the_implementation_that_has_none(
     assert "sdpa" not in caplog.text
 
 
+@pytest.mark.parametrize("window", [None, 8])
+def test_classifier_free_guidance_weighs_a_prompt_against_another(window, ids):
+    model, scale = make_model(sliding_window=window), 1.5
+    given, negative = ids[:, :6], ids[:, 20:23]
+    generated = model.generate(
+        given, negative_prompt_ids=negative, guidance_scale=scale, do_sample=False, max_new_tokens=20, eos_token_id=None
+    )[:, 6:]
+    with torch.no_grad():
+        for step in range(20):
+            with_given, with_negative = (
+                model(torch.cat([prompt, generated[:, :step]], dim=1)).logits[:, -1].log_softmax(-1)
+                for prompt in (given, negative)
+            )
+            guided = with_negative + scale * (with_given - with_negative)
+            assert (generated[:, step] == guided.argmax(-1)).all()
+
+
 def test_generate_makes_music_without_being_given_a_length():
     prompt = torch.tensor([[1, 2, 3]])
     assert small().generate(prompt, eos_token_id=None).shape == (1, 3 + 1024)
