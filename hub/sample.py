@@ -1,7 +1,7 @@
 """Add a sample to a model's folder: `python -m hub.sample folder [--seconds 30]`.
 
-It writes `sample.mid`, the model's first sample from nothing and not the best of many, its piano roll `sample.png`,
-and the code of `pipeline("midi-generation")`, with which a visitor can generate another one.
+It writes `sample.mid`, the model's first sample from nothing and not the best of many, and
+`sample.png`, its piano roll.
 """
 
 import sys
@@ -19,7 +19,7 @@ from transformers import set_seed
 from evaluation.loading import load_model, load_model_tokenizer
 from evaluation.rendering import piano_roll
 from hub.contents import PICTURE, SAMPLE
-from tokenization import MidiGenerationPipeline, generate_music
+from tokenization import generate_music
 
 
 def add_sample(folder: Path, seconds: float = 30.0) -> None:
@@ -44,8 +44,6 @@ def add_sample(folder: Path, seconds: float = 30.0) -> None:
     score = tokenizer.to_score(ids)
     score.dump_midi(folder / SAMPLE)
     piano_roll(score, folder / PICTURE)
-    if length["seconds"] is not None and not getattr(model.config, "custom_pipelines", None):
-        MidiGenerationPipeline(model=model, tokenizer=tokenizer).save_pretrained(folder)
 
 
 def main(argv: list[str] | None = None) -> int:
