@@ -30,6 +30,10 @@ import { writeMidi } from './music/midi_writer.js';
 const AHEAD_SECONDS = 3;
 const SCHEDULE_SECONDS = 0.4;
 
+// When so much of the music ahead has been heard, the engine goes on: a few tokens at a time would cost more, because its
+// threads fall asleep in between.
+const STRETCH_SECONDS = 1;
+
 // From the first note of an answer being known to its sound: time to schedule it.
 const LEAD_SECONDS = 0.03;
 
@@ -382,7 +386,9 @@ export class Duet {
       const isHeld = [...this.yours.values()].some((sounding) => sounding.isHeld);
       if (!isHeld && now - this.lastPlayed >= this.silenceSeconds) this.answer(this.answerSeconds);
     } else if (this.mode === 'answering') {
-      this.send({ type: 'horizon', step: this.stepOf(now) + AHEAD_SECONDS * this.rate });
+      if (this.buffered < AHEAD_SECONDS - STRETCH_SECONDS) {
+        this.send({ type: 'horizon', step: this.stepOf(now) + AHEAD_SECONDS * this.rate });
+      }
       if (this.hasEnded && !this.queue.length && !this.voices.size) this.#finish(now);
     } else if (this.mode === 'playing' && !this.queue.length) {
       this.#enter('idle');
