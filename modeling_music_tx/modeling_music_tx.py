@@ -240,9 +240,13 @@ class MusicTxDecoderLayer(GradientCheckpointingLayer):
         self.mlp = MusicTxMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden_states: torch.Tensor, first_values: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps [B, Q, C] to the same, and returns the first layer's values too, as `MusicTxAttention` does."""
-        attention_output, _, first_values = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        attention_output, _, first_values = self.self_attn(
+            self.input_layernorm(hidden_states), first_values=first_values, **kwargs
+        )
         hidden_states = hidden_states + self.dropout(attention_output)
         hidden_states = hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
         return hidden_states, first_values
@@ -427,11 +431,12 @@ class MusicTxModel(MusicTxPreTrainedModel):
         # Assisted decoding with `assistant_early_exit` lowers `num_hidden_layers`.
         first_values = None
         for layer in self.layers[: self.config.num_hidden_layers]:
+            # What carries gradients comes by position: reentrant checkpointing cuts the graph there, and there alone.
             hidden_states, first_values = layer(
                 hidden_states,
+                first_values,
                 attention_mask=mask,
                 position_ids=layout,
-                first_values=first_values,
                 **{CACHE_NAME: past_key_values},
                 **kwargs,
             )

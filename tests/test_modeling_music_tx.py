@@ -307,12 +307,13 @@ def test_sinusoids_follow_the_cache(ids):
 
 
 @pytest.mark.parametrize("value_residual", [False, True])
-def test_gradient_checkpointing_changes_no_gradient_with_dropout_on(value_residual, ids):
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient_with_dropout_on(use_reentrant, value_residual, ids):
     gradients = []
     for checkpointing in (False, True):
         model = make_model(attention_dropout=0.3, hidden_dropout=0.2, value_residual=value_residual).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         torch.manual_seed(7)
         model(ids, labels=ids, use_cache=False).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
