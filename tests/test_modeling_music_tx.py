@@ -442,7 +442,12 @@ def test_classifier_free_guidance_weighs_a_prompt_against_another(window, ids):
     model, scale = make_model(sliding_window=window), 1.5
     given, negative = ids[:, :6], ids[:, 20:23]
     generated = model.generate(
-        given, negative_prompt_ids=negative, guidance_scale=scale, do_sample=False, max_new_tokens=20, eos_token_id=None
+        given,
+        negative_prompt_ids=negative,
+        guidance_scale=scale,
+        do_sample=False,
+        max_new_tokens=20,
+        eos_token_id=None,
     )[:, 6:]
     with torch.no_grad():
         for step in range(20):
