@@ -106,7 +106,7 @@ def make_parser():
     )
     add("--num_samples", metavar="N", type=within(int, 1, 1024), default=1, help="number of samples" + default)
 
-    text = "a value, values over time as 0:60,20:100, planned by the model, or off (default)"
+    text = "a value, values over time as 0:60,20:100, planned by the model (density's default), or off"
     add = parser.add_argument_group("controls, for models that know them", text).add_argument
     add("--density", metavar="N", type=control, help="onsets per second, 1 to 22")
     add("--loudness", metavar="V", type=control, help="mean velocity, 32 to 88")

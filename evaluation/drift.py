@@ -2,8 +2,8 @@
 
     python -m evaluation.drift --model FOLDER --corpus data/maestro --minutes 20
 
-generates long pieces from nothing, without controls and, if the model knows them, with density, loudness and note
-length planned by the model itself. For each statistic it reports the share of minutes outside the central 98% of the
+generates long pieces from nothing, as `generate_music` does by default and, if the model knows controls, without them.
+For each statistic it reports the share of minutes outside the central 98% of the
 minutes of the validation pieces (2% of these are outside, by definition), and the first and the last five minutes.
 """
 
@@ -23,7 +23,7 @@ from corpus.dataset import EvaluationWindows, load_corpus
 from evaluation.loading import load_model, load_model_tokenizer
 from evaluation.metrics import NoteArrays, describe, score_to_arrays
 from evaluation.sampling import sample_scores
-from tokenization.controls import PLANNED
+from tokenization.controls import DEFAULT_CONTROLS, OFF
 
 STATISTICS = ("notes_per_second", "polyphony", "note_seconds")
 CENTRAL_PERCENT = 98
@@ -100,10 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         model, tokenizer = load_model(args.model, args.trust_remote_code), load_model_tokenizer(args.model)
         rows = EvaluationWindows(load_corpus(args.corpus)["validation"], 2).rows
         real = [minutes_of(score_to_arrays(tokenizer.to_score(rows[row, :]))) for row in range(len(rows.lengths))]
-        numbers = {attribute.option: PLANNED for attribute in tokenizer.attributes if attribute.is_number}
-        for name, controls in {"without controls": None, "with planned controls": numbers}.items():
-            if controls == {}:
-                continue
+        wanted = {"as by default": None}
+        if tokenizer.attributes:
+            wanted["without controls"] = dict.fromkeys(DEFAULT_CONTROLS, OFF)
+        for name, controls in wanted.items():
             pieces = sample_scores(model, tokenizer, args.num_samples, 60 * args.minutes, args.seed, TOP_P, controls)
             minutes = [minutes_of(score_to_arrays(piece)) for piece in pieces]
             print(f"{name}:", flush=True)

@@ -115,7 +115,7 @@ def page_constants(model, tokenizer, program: DecoderProgram, name: str) -> dict
             | {"option": attribute.option, "isNumber": attribute.is_number, "span": [span.start, span.stop]}
             for attribute, span in zip(tokenizer.attributes, tokenizer.control_spans, strict=True)
         ],
-        "control": _constants(controls, "UNSTATED PLANNED OFF"),
+        "control": _constants(controls, "UNSTATED PLANNED OFF DEFAULT_CONTROLS"),
         "feedback": _constants(
             control_feedback, "DENSITY_RATE LOUDNESS_RATE NOTE_LENGTH_RATE VELOCITY_UNIT LIMIT ATTRIBUTES"
         ),

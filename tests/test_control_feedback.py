@@ -48,6 +48,19 @@ def test_music_of_random_weights_keeps_to_what_is_wanted(density, loudness, note
     )
 
 
+def test_music_has_a_planned_density_unless_told_otherwise():
+    kinds = [attribute.name for attribute in TOKENIZER.attributes]
+    for controls, stated in (
+        (None, {"Density"}),
+        ({"loudness": 60}, {"Density", "Loudness"}),
+        ({"density": "off"}, set()),
+    ):
+        torch.manual_seed(0)
+        (ids,) = generate_music(make_model(TOKENIZER), TOKENIZER, seconds=12, controls=controls, do_sample=True)
+        tokens = [token.split("_")[0] for token in TOKENIZER.convert_ids_to_tokens(ids.tolist())]
+        assert {kind: tokens.count(kind) for kind in kinds} == {kind: 3 * (kind in stated) for kind in kinds}
+
+
 def test_a_crescendo_is_followed():
     torch.manual_seed(0)
     controls = {"density": 8, "loudness": [(0, 36), (30, 88)]}

@@ -57,7 +57,9 @@ def test_pieces_without_a_whole_minute_are_refused():
         compared(steady(0.5, 8))
 
 
-def test_the_command_compares_music_with_planned_controls_and_without(tmp_path, make_score, monkeypatch, capsys):
+def test_the_command_compares_music_as_by_default_with_music_without_controls(
+    tmp_path, make_score, monkeypatch, capsys
+):
     tokenizer = MusicTxTokenizer.from_miditok(PerformanceWithControls())
     save_model(tmp_path, tokenizer)
     ids = tokenizer(make_score(seconds=75.0))["input_ids"]
@@ -68,7 +70,7 @@ def test_the_command_compares_music_with_planned_controls_and_without(tmp_path, 
     assert drift.main(["--model", str(tmp_path), "--corpus", "real", "--minutes", "2"]) == 0
     assert [options["seconds"] for options in given] == [120, 120]
     assert given[0]["controls"] is None
-    assert given[1]["controls"] == dict.fromkeys(("density", "loudness", "note_length"), "planned")
+    assert given[1]["controls"] == {"density": "off"}
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if not line.startswith(" ")] == ["without controls:", "with planned controls:"]
+    assert [line for line in lines if not line.startswith(" ")] == ["as by default:", "without controls:"]
     assert sum("0.0% of the minutes outside" in line for line in lines) == 6

@@ -76,6 +76,10 @@ DENSITY = Attribute("Density", (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 1
 LOUDNESS = Attribute("Loudness", tuple(range(32, 89, 4)))
 NOTE_LENGTH = Attribute("NoteLength", (0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8, 1.1, 1.6, 2.3), is_ratio=True)
 
+# What `generate_music` wants of a control unless told otherwise; the others are off. A model that plans its density
+# plays as many notes as pianists do, and too many without (docs/decisions.md).
+DEFAULT_CONTROLS = {DENSITY.option: PLANNED}
+
 
 def make_attributes(composers: Sequence[str] = COMPOSERS) -> tuple[Attribute, ...]:
     """Return the attributes in the order in which a segment states them.

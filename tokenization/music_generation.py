@@ -15,6 +15,7 @@ import torch
 from transformers import LogitsProcessor
 
 from .control_feedback import ControlFeedback
+from .controls import DEFAULT_CONTROLS
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .infill_grammar import Gap, InfillGrammar
 from .performance import NUM_PITCHES, STEPS_PER_SECOND
@@ -62,8 +63,9 @@ def generate_music(
         infill: First and last second of a gap in the piece `prompt_ids`, whose music is generated anew; `seconds` does
             not count then. Notes that sound across an edge of the gap are kept.
         controls: What is wanted of the controls, as for `Controls`: `{"density": 6, "composer": "Chopin"}`. Time is
-            counted from the end of the prompt, or from the beginning of the gap. Numbers that are given are also
-            enforced by `ControlFeedback`. None for a model that knows none.
+            counted from the end of the prompt, or from the beginning of the gap. Numbers that are given or planned
+            are also enforced by `ControlFeedback`. What is left out has its value of `DEFAULT_CONTROLS`: a model that
+            knows controls plans its density, except in a gap; `{"density": "off"}` for music without a plan.
         grammar: Options of `MusicGrammar` that differ from `PIANO`; for the Performance encoding only.
         streamer: As for `generate`; with more samples than `max_batch_size`, it sees one batch after the other.
         should_stop: Called after every token; generation ends when it returns True.
@@ -106,6 +108,8 @@ def generate_music(
         generate_kwargs.setdefault("max_new_tokens", SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * limit))
     if should_stop is not None:
         stopping.append(lambda ids, scores: torch.full((len(ids),), should_stop(), device=ids.device))
+    if gap is None and tokenizer.has_events and tokenizer.attributes:
+        controls = DEFAULT_CONTROLS | dict(controls or {})
     if controls:
         rules["controls"] = controls
     if gap is not None:

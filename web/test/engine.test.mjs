@@ -139,7 +139,7 @@ for (const name of ['plain', 'controls']) {
       const composer = new Composer(model, program);
       composer.sampling.temperature = 0;
       for (const { prompt, controls, ids } of vectors.continuations) {
-        composer.steer(new Controls(model, controls));
+        composer.steer(controls);
         composer.begin(prompt);
         while (composer.ids.length < ids.length && !composer.hasEnded) await composer.next();
         assert.deepEqual(composer.ids, ids);

@@ -26,7 +26,9 @@ export class Composer {
     /** @type {Sampling} */
     this.sampling = { ...model.sampling };
     this.random = new Random(0);
-    this.controls = new Controls(model);
+    /** What is wanted of the controls, in a continuation and in a gap. */
+    this.controls = new Controls(model, model.control.DEFAULT_CONTROLS);
+    this.controlsInGap = new Controls(model);
     /** The session, from BOS on. */
     this.ids = [model.bos];
     /** How many ids the ring holds, or held before newer ones took their place; and the id at its position 0. */
@@ -41,20 +43,21 @@ export class Composer {
   /**
    * Begin anew with some ids; those that are already in the ring stay there.
    * @param {number[]} ids From BOS on, at least one.
+   * @param {Controls} [controls]
    */
-  begin(ids) {
+  begin(ids, controls = this.controls) {
     const old = this.ids;
     let same = 0;
     while (same < Math.min(old.length, ids.length) && old[same] === ids[same]) same++;
     this.ids = [...ids];
     // The last one is always computed: its scores are those of the next.
     this.#keep(Math.min(same, ids.length - 1));
-    this.grammar = new MusicGrammar(this.model, { ...pianoRules(this.model), controls: this.controls });
+    this.grammar = new MusicGrammar(this.model, { ...pianoRules(this.model), controls });
     this.loops = new LoopBreaker(this.model);
     // What the model cannot see any more still tells which keys sound.
     for (const id of ids) this.grammar.advance(id);
     for (const id of ids.slice(-this.model.program.window)) this.loops.advance(id);
-    this.feedback = new ControlFeedback(this.model, this.controls);
+    this.feedback = new ControlFeedback(this.model, controls);
     for (const id of ids.slice(-this.model.program.window)) this.feedback.advance(id);
     this.#endPrompt();
   }
@@ -128,11 +131,12 @@ export class Composer {
     return id;
   }
 
-  /** @param {Controls} controls */
-  steer(controls) {
-    this.controls = controls;
-    this.grammar.controls = controls;
-    this.feedback.controls = controls;
+  /** @param {Record<string, import('./controls.js').Wanted>} wanted What is left out has its default; in a gap it is off. */
+  steer(wanted) {
+    this.controls = new Controls(this.model, { ...this.model.control.DEFAULT_CONTROLS, ...wanted });
+    this.controlsInGap = new Controls(this.model, wanted);
+    this.grammar.controls = this.controls;
+    this.feedback.controls = this.controls;
   }
 
   /** Whether the music has come to its end. */
@@ -150,8 +154,8 @@ export class Composer {
     const { SPARE_TOKENS, TOKENS_PER_SECOND } = this.model.generation;
     const steps = gap.stop - gap.start;
     const most = SPARE_TOKENS + Math.ceil((TOKENS_PER_SECOND * steps) / this.model.performance.STEPS_PER_SECOND);
-    this.begin(gap.prompt);
-    const rules = { ...pianoRules(this.model), controls: this.controls };
+    this.begin(gap.prompt, this.controlsInGap);
+    const rules = { ...pianoRules(this.model), controls: this.controlsInGap };
     this.grammar = new InfillGrammar(this.model, gap, most, rules);
     for (const id of gap.prompt) this.grammar.advance(id);
     this.grammar.state.endPrompt();

@@ -134,7 +134,7 @@
  * @property {{TOKENS_PER_SECOND: number, SPARE_TOKENS: number}} generation
  * @property {MidiConstants} midi
  * @property {Attribute[]} controls
- * @property {{UNSTATED: number, PLANNED: string, OFF: string}} control
+ * @property {{UNSTATED: number, PLANNED: string, OFF: string, DEFAULT_CONTROLS: Record<string, string>}} control
  * @property {InfillConstants | null} infill
  */
 

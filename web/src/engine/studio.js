@@ -4,7 +4,6 @@
  */
 
 import { Composer } from './composer.js';
-import { Controls } from './controls.js';
 import { Gap } from './infill.js';
 import { PhraseEncoder, shifts } from './phrase.js';
 import { Random } from './sampling.js';
@@ -105,7 +104,7 @@ export class Studio {
         composer.sampling = { temperature: request.temperature, topP: request.topP };
         break;
       case 'controls':
-        composer.steer(new Controls(this.model, request.wanted));
+        composer.steer(request.wanted);
         break;
       case 'infill':
         this.#halt();
