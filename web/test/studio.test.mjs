@@ -116,15 +116,17 @@ test('an answer of some seconds ends by itself, and can be answered again', asyn
   assert.equal(texts(studio).filter((text) => text === 'EOS_None').length, 1);
 });
 
-test('a control that is moved is stated at the next segment', async () => {
+test('the density is planned by default, and a control that is moved is stated at the next segment', async () => {
   const { studio } = makeStudio(controls);
+  const stated = (name) => texts(studio).filter((text) => text.startsWith(`${name}_`));
   studio.receive({ type: 'play', take: 1, horizon: 300, seconds: null, pause: 0 });
   await settle();
-  assert.ok(!texts(studio).some((text) => text.startsWith('Density')));
+  assert.deepEqual([stated('Density').length, stated('Composer').length], [1, 0]);
   studio.receive({ type: 'controls', wanted: { density: 6, composer: 'Chopin' } });
   studio.receive({ type: 'horizon', step: 1200 });
   await settle();
-  assert.ok(texts(studio).includes('Density_6') && texts(studio).includes('Composer_Chopin'));
+  assert.deepEqual(stated('Density').slice(1), ['Density_6', 'Density_6']);
+  assert.deepEqual(stated('Composer'), ['Composer_Chopin', 'Composer_Chopin']);
 });
 
 test('an error of the program is reported, and the next request is served', async () => {
