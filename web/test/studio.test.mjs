@@ -129,6 +129,22 @@ test('the density is planned by default, and a control that is moved is stated a
   assert.deepEqual(stated('Composer'), ['Composer_Chopin', 'Composer_Chopin']);
 });
 
+test('the speed is told when it has been measured for half a second', async ({ mock }) => {
+  let now = 1e6;
+  mock.method(performance, 'now', () => now);
+  const { studio, reports } = makeStudio();
+  const { program } = studio.composer;
+  const { run } = program;
+  program.run = (ids) => {
+    now += 100;
+    return run.call(program, ids);
+  };
+  studio.receive({ type: 'play', take: 1, horizon: 300, seconds: null, pause: 0 });
+  await settle();
+  const { seconds, tokens } = reports.find(({ type }) => type === 'speed');
+  assert.deepEqual([seconds, tokens], [0.5, 5]);
+});
+
 test('an error of the program is reported, and the next request is served', async () => {
   const { studio, reports } = makeStudio();
   const { run } = studio.composer.program;

@@ -34,8 +34,8 @@ import { Vocabulary } from './vocabulary.js';
  *   | {type: 'failed', message: string}} Report
  */
 
-// How often the page is told of the speed, in milliseconds.
-const REPORT_EVERY = 500;
+// The speed is told when it has been measured over so many milliseconds: the first tokens alone say nothing of it.
+const MEASURED_MILLISECONDS = 500;
 
 export class Studio {
   /**
@@ -57,7 +57,7 @@ export class Studio {
     this.isBusy = false;
     /** @type {StudioEvent[]} Events of a step that is not complete. */
     this.pending = [];
-    this.speed = { musicSteps: 0, milliseconds: 0, tokens: 0, reported: 0 };
+    this.speed = { musicSteps: 0, milliseconds: 0, tokens: 0 };
     /** @type {Extract<Request, {type: 'infill'}> | null} */
     this.wantedInfill = null;
   }
@@ -216,8 +216,7 @@ export class Studio {
     speed.musicSteps += steps;
     speed.milliseconds += milliseconds;
     speed.tokens++;
-    if (performance.now() - speed.reported < REPORT_EVERY) return;
-    speed.reported = performance.now();
+    if (speed.milliseconds < MEASURED_MILLISECONDS) return;
     this.report({
       type: 'speed',
       musicSeconds: speed.musicSteps / this.model.performance.STEPS_PER_SECOND,
