@@ -119,7 +119,7 @@ def section(benchmark: str, path: Path, plots: Path) -> str:
     _, device, *busy = _undated(path).split("-")
     parts = [f"### {benchmark}.py, {' '.join([*busy, device.upper()])}, {about['date']}"]
     parts.append("\n".join(f"- {name}: {value}" for name, value in about.items() if name != "date"))
-    if benchmark in PLOTS:
+    if benchmark in PLOTS and len({row["length"] for row in rows}) > 1:
         plot = plots / f"{_undated(path)}.png"
         PLOTS[benchmark](rows, plot)
         parts.append(f"![{benchmark} against length]({plots.name}/{plot.name})")
