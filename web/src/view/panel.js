@@ -88,7 +88,6 @@ export function buildControls(model, changed) {
     const id = `control-${attribute.option}`;
     const label = Object.assign(document.createElement('label'), { htmlFor: id, textContent: title });
     const output = document.createElement('output');
-    output.textContent = 'free';
     /** @type {HTMLSelectElement | HTMLInputElement} */
     let field;
     if (attribute.isNumber) {
@@ -102,13 +101,16 @@ export function buildControls(model, changed) {
       })]);
     }
     field.id = id;
-    field.setAttribute('aria-valuetext', 'free');
+    const show = (/** @type {string} */ text) => {
+      output.textContent = text;
+      if (attribute.isNumber) field.setAttribute('aria-valuetext', text);
+    };
+    show('free');
     field.addEventListener('input', () => {
       const index = Number(field.value) - 1;
       if (index < 0) delete wanted[attribute.option];
       else wanted[attribute.option] = attribute.values[index];
-      output.textContent = index < 0 ? 'free' : `${attribute.values[index]}${unit}`;
-      field.setAttribute('aria-valuetext', output.textContent);
+      show(index < 0 ? 'free' : `${attribute.values[index]}${unit}`);
       changed({ ...wanted });
     });
     row.append(label, field);

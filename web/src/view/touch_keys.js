@@ -1,4 +1,4 @@
-/** Two octaves of keys that a finger can hit, for screens on which the whole keyboard is too small. */
+/** An octave and a third of keys that a finger can hit, for screens on which the whole keyboard is too small. */
 
 const NAMES = ['C', 'C sharp', 'D', 'D sharp', 'E', 'F', 'F sharp', 'G', 'G sharp', 'A', 'A sharp', 'B'];
 const VELOCITY = 76;
