@@ -221,7 +221,14 @@ describe('the page', { skip }, () => {
   });
 
   onPage('on a phone nothing is wider than the screen, and fingers have keys', 'controls', async (page) => {
-    assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= 390);
+    const width = () => page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok((await width()) <= 390);
+    await page.setInputFiles('#file', { ...midi, name: `${'a_long_name'.repeat(9)}.mid` });
+    await page.waitForSelector('#piece:not([hidden])');
+    assert.ok((await width()) <= 390);
+    await page.setInputFiles('#file', { ...midi, name: `${'a_long_name'.repeat(9)}.mid`, buffer: Buffer.from('no music') });
+    await page.waitForSelector('#message.error');
+    assert.ok((await width()) <= 390);
     await page.locator('#touch-keys button').first().dispatchEvent('pointerdown');
     await page.locator('#touch-keys button').first().dispatchEvent('pointerup');
     assert.equal(await page.evaluate(() => page.duet.notes.length), 1);
