@@ -6,7 +6,7 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { createServer } from 'node:http';
-import { extname, join, normalize, resolve } from 'node:path';
+import { extname, join, normalize, relative, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
@@ -55,11 +55,13 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
     options: { port: { type: 'string', default: '8000' }, plain: { type: 'boolean', default: false } },
   });
   const port = Number(values.port);
+  const folder = positionals[0] ?? 'site';
   try {
-    await serve(positionals[0] ?? 'site', { isolated: !values.plain, port });
+    await serve(folder, { isolated: !values.plain, port });
     console.log(`http://localhost:${port}/  (Ctrl-C ends it)`);
   } catch (error) {
-    console.error(error.code === 'EADDRINUSE' ? `Port ${port} is taken: give another one, --port 8001.` : error.message);
+    const other = `node ${relative('.', process.argv[1])} ${folder} --port ${port + 1}`;
+    console.error(error.code === 'EADDRINUSE' ? `Port ${port} is taken; with another one: ${other}` : error.message);
     process.exitCode = 2;
   }
 }
