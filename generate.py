@@ -123,7 +123,14 @@ def make_parser():
         default=0,
         help="sample from the K likeliest, 0: all" + default,
     )
-    add("--top_p", metavar="P", type=within(float, 0.01, 1), default=0.98, help="nucleus sampling, 1: off" + default)
+    add("--top_p", metavar="P", type=within(float, 0.01, 1), default=1.0, help="nucleus sampling, 1: off" + default)
+    add(
+        "--min_p",
+        metavar="P",
+        type=within(float, 0, 1),
+        default=0.02,
+        help="leave out tokens less than P times as likely as the likeliest, 0: off" + default,
+    )
     add("--max_polyphony", metavar="N", type=within(int, 1, 128), help="most notes at once (default: no limit)")
     add("--max_note_seconds", metavar="S", type=duration, help="longest note (default: 10)")
     add("--pitch_range", metavar=("LOW", "HIGH"), type=key, nargs=2, help="60 is C4 (default: 21 108)")
@@ -405,6 +412,7 @@ def sample(options, model, tokenizer, prompt, port, stopped):
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
+            min_p=options.min_p,
         )
     except ValueError as error:
         return fail(error)

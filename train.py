@@ -466,8 +466,8 @@ def gather_model(accelerator, model, config: MusicTxConfig, recipe: Recipe) -> M
     loaded = copy.load_state_dict(weights, strict=False)  # tied weights have one name here
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     copy = copy.merge_and_unload() if recipe.lora_rank else copy
-    # The defaults of the finished model; docs/decisions.md has the comparison of top_p.
-    copy.generation_config.update(do_sample=True, top_p=0.98, top_k=0)
+    # The defaults of the finished model; docs/decisions.md has the comparison of min_p and top_p.
+    copy.generation_config.update(do_sample=True, min_p=0.02, top_k=0)
     return copy.to(accelerator.device).eval()
 
 

@@ -52,7 +52,7 @@ def measure_controls(
     num_samples: int = 200,
     seconds: float = 30.0,
     seed: int = 0,
-    **generate_kwargs,
+    min_p: float = 0.02,
 ) -> Obedience:
     """Generate pieces with random controls and measure what they play.
 
@@ -62,7 +62,7 @@ def measure_controls(
         num_samples: Number of pieces.
         seconds: Length of each.
         seed: The same seed gives the same pieces.
-        **generate_kwargs: As for `generate_music`.
+        min_p: As for `generate`.
 
     Raises:
         ValueError: The tokenizer has no control tokens.
@@ -77,7 +77,7 @@ def measure_controls(
     for piece in range(num_samples):
         controls = {name: float(values[piece]) for name, values in wanted.items()}
         (ids,) = generate_music(
-            model, tokenizer, seconds=seconds, controls=controls, do_sample=True, **{"top_p": 0.98} | generate_kwargs
+            model, tokenizer, seconds=seconds, controls=controls, do_sample=True, min_p=min_p, top_p=1.0
         )
         notes, length = events_to_notes(tokenizer.miditok.ids_to_events(ids))
         durations = np.minimum(notes.end, length) - notes.start

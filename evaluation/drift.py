@@ -27,8 +27,6 @@ from tokenization.controls import DEFAULT_CONTROLS, OFF
 
 STATISTICS = ("notes_per_second", "polyphony", "note_seconds")
 CENTRAL_PERCENT = 98
-# Of nucleus sampling, as the report has it.
-TOP_P = 0.98
 # The minutes that "at first" and "in the end" stand for.
 FIRST, LAST = slice(5), slice(-5, None)
 
@@ -104,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         if tokenizer.attributes:
             wanted["without controls"] = dict.fromkeys(DEFAULT_CONTROLS, OFF)
         for name, controls in wanted.items():
-            pieces = sample_scores(model, tokenizer, args.num_samples, 60 * args.minutes, args.seed, TOP_P, controls)
+            pieces = sample_scores(model, tokenizer, args.num_samples, 60 * args.minutes, args.seed, controls=controls)
             minutes = [minutes_of(score_to_arrays(piece)) for piece in pieces]
             print(f"{name}:", flush=True)
             for statistic, drift in measure_drift(minutes, real).items():

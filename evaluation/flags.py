@@ -89,7 +89,7 @@ def report(documentation: str) -> ArgumentParser:
     parser.add_argument("--output_dir", type=Path, default=Path("report"), help="folder (default: %(default)s)")
     parser.add_argument("--num_samples", type=int, default=64, help="samples to generate (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of each (default: %(default)s)")
-    parser.add_argument("--top_p", type=float, default=0.98, help="nucleus sampling (default: %(default)s)")
+    parser.add_argument("--min_p", type=float, default=0.02, help="as for generate.py (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same report (default: %(default)s)")
     parser.add_argument(
         "--splits",

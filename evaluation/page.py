@@ -89,7 +89,7 @@ def write_page(measured: dict) -> str:
     parts = [
         f"# Evaluation of {escape_markdown(Path(settings['model']).name)}",
         f"{settings['num_samples']} pieces of {settings['seconds']:g} seconds ([samples](samples)), from nothing "
-        f"with top-p {settings['top_p']:g} and seed {settings['seed']}, beside the beginnings of real pieces.",
+        f"with min-p {settings['min_p']:g} and seed {settings['seed']}, beside the beginnings of real pieces.",
         *_likelihood(measured),
         *_music(measured),
         "![Histograms](histograms.png)",

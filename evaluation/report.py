@@ -155,7 +155,7 @@ def measure_controls_and_infilling(
     if tokenizer.attributes:
         # Pieces with controls of their own cannot be generated together, so there are fewer.
         pieces = max(args.num_samples // 4, 2)
-        found = measure_controls(model, tokenizer, pieces, args.seconds, args.seed, top_p=args.top_p)
+        found = measure_controls(model, tokenizer, pieces, args.seconds, args.seed, min_p=args.min_p)
         measured["controls"] = {"pieces": pieces, "correlations": found.correlations()}
     if tokenizer.infill_ids is not None:
         measured["infilling"] = measure_infilling(model, tokenizer, rows, NUM_GAPS)._asdict()
@@ -206,7 +206,7 @@ def _run(args: argparse.Namespace) -> None:
         )
         print(f"{split}: {measured['likelihood'][split]['nats_per_token']:.4f} nats per token", flush=True)
 
-    generated = sample_scores(model, tokenizer, args.num_samples, args.seconds, args.seed, args.top_p)
+    generated = sample_scores(model, tokenizer, args.num_samples, args.seconds, args.seed, args.min_p)
     digits = len(str(args.num_samples))
     paths = [args.output_dir / "samples" / f"{number:0{digits}}.mid" for number in range(1, args.num_samples + 1)]
     for piece, path in zip(generated, paths, strict=True):

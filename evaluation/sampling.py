@@ -15,7 +15,7 @@ def sample_scores(
     num_samples: int,
     seconds: float,
     seed: int,
-    top_p: float,
+    min_p: float = 0.02,
     controls: Mapping | None = None,
 ) -> list[Score]:
     """Generate pieces from nothing.
@@ -26,7 +26,7 @@ def sample_scores(
         num_samples: Number of pieces.
         seconds: Length of each, unless the model ends it earlier.
         seed: The same seed gives the same pieces.
-        top_p: As for `generate`.
+        min_p: As for `generate`.
         controls: As for `generate_music`.
 
     Returns:
@@ -40,7 +40,8 @@ def sample_scores(
         num_samples=num_samples,
         controls=controls,
         do_sample=True,
-        top_p=top_p,
+        min_p=min_p,
+        top_p=1.0,
         top_k=0,
     )
     return [tokenizer.to_score(ids) for ids in samples]

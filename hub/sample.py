@@ -40,7 +40,7 @@ def add_sample(folder: Path, seconds: float = 30.0) -> None:
     except ValueError:
         length = {"seconds": None, "max_new_tokens": max(model.config.max_relative_distance, 512) - 1}
     set_seed(0)
-    (ids,) = generate_music(model, tokenizer, do_sample=True, top_p=0.98, **length)
+    (ids,) = generate_music(model, tokenizer, do_sample=True, min_p=0.02, top_p=1.0, **length)
     score = tokenizer.to_score(ids)
     score.dump_midi(folder / SAMPLE)
     piano_roll(score, folder / PICTURE)

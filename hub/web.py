@@ -84,7 +84,11 @@ def page_constants(model, tokenizer, program: DecoderProgram, name: str) -> dict
             "headDim": program.head_dim,
             "vocabulary": model.config.vocab_size,
         },
-        "sampling": {"temperature": defaults.temperature or 1.0, "topP": defaults.top_p or 1.0},
+        "sampling": {
+            "temperature": defaults.temperature or 1.0,
+            "topP": defaults.top_p or 1.0,
+            "minP": defaults.min_p or 0.0,
+        },
         "tokens": tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))),
         "pad": tokenizer.pad_token_id,
         "bos": tokenizer.bos_token_id,

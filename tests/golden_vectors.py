@@ -53,7 +53,7 @@ class Mulberry32:
         return ((self.bits() >> 5) * 2**26 + (self.bits() >> 6)) / 2**53
 
 
-def draw(scores: np.ndarray, temperature: float, top_p: float, random: Mulberry32) -> int:
+def draw(scores: np.ndarray, temperature: float, top_p: float, min_p: float, random: Mulberry32) -> int:
     """Draw a token as Transformers' warpers leave them, in double precision."""
     weights = np.exp((scores - scores.max()) / temperature)
     order = np.lexsort((np.arange(len(weights)), weights))
@@ -63,6 +63,7 @@ def draw(scores: np.ndarray, temperature: float, top_p: float, random: Mulberry3
         is_left_out = weights[order].cumsum() <= (1 - top_p) * weights[order].sum()
         is_left_out[-1] = False
         kept = order[~is_left_out]
+    kept = kept[weights[kept] >= min_p]
     rest = random.next() * weights[kept].sum()
     for token in kept[::-1]:
         rest -= weights[token]
@@ -191,9 +192,17 @@ def draws(random: np.random.Generator) -> Iterator[dict]:
         scores = np.where(random.random(60) < 0.2, -math.inf, random.normal(0, 3, 60)).round(4)
         temperature, top_p = float(random.uniform(0.5, 1.5)), float(random.choice([1.0, 0.98, 0.9, 0.5]))
         generator = Mulberry32(seed * 7919)
-        tokens = [draw(scores, temperature, top_p, generator) for _ in range(20)]
+        min_p = float(random.choice([0.0, 0.02, 0.3]))
+        tokens = [draw(scores, temperature, top_p, min_p, generator) for _ in range(20)]
         texts = [None if score == -math.inf else score for score in scores.tolist()]
-        yield {"seed": seed * 7919, "scores": texts, "temperature": temperature, "topP": top_p, "tokens": tokens}
+        yield {
+            "seed": seed * 7919,
+            "scores": texts,
+            "temperature": temperature,
+            "topP": top_p,
+            "minP": min_p,
+            "tokens": tokens,
+        }
 
 
 def continuations(model, tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterator[dict]:

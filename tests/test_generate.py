@@ -464,6 +464,7 @@ def refused(capsys, folder):
         (["--num_samples", "1.5"], "--num_samples: 1.5 is not a whole number from 1"),
         (["--temperature", "-1"], "--temperature"),
         (["--top_p", "1.1"], "--top_p"),
+        (["--min_p", "-0.1"], "--min_p"),
         (["--tempreature", "1"], "unrecognized arguments: --tempreature"),
         (["--formats", "doc"], "--formats: invalid choice: 'doc'"),
         (["--pitch_range", "90", "60"], "pitch_range .*90, 60.* lower one first"),

@@ -97,7 +97,7 @@ def test_training_ends_in_one_folder_that_the_auto_classes_load(corpus, tmp_path
     assert type(tokenizer) is MusicTxTokenizer
     assert model.config.vocab_size == len(tokenizer)
     played = model.generation_config
-    assert (played.do_sample, played.top_p, played.top_k, played.eos_token_id) == (True, 0.98, 0, 2)
+    assert (played.do_sample, played.min_p, played.top_k, played.eos_token_id) == (True, 0.02, 0, 2)
     assert list((tmp_path / "logs").rglob("events*"))
 
     losses = [

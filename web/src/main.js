@@ -225,7 +225,7 @@ async function main() {
   });
   input('temperature').value = String(model.sampling.temperature);
   slider('temperature', (value) => value.toFixed(2), (temperature) => {
-    engine.worker.postMessage({ type: 'sampling', temperature, topP: model.sampling.topP });
+    engine.worker.postMessage({ type: 'sampling', temperature });
   });
   buildControls(model, (wanted) => engine.worker.postMessage({ type: 'controls', wanted }));
 

@@ -127,10 +127,10 @@ for (const name of ['plain', 'controls']) {
     });
 
     test('a seed draws the same tokens', () => {
-      for (const { seed, scores, temperature, topP, tokens } of vectors.draws) {
+      for (const { seed, scores, temperature, topP, minP, tokens } of vectors.draws) {
         const random = new Random(seed);
         const row = Float64Array.from(scores, (score) => (score === null ? -Infinity : score));
-        assert.deepEqual(tokens.map(() => sample(row, { temperature, topP }, random)), tokens);
+        assert.deepEqual(tokens.map(() => sample(row, { temperature, topP, minP }, random)), tokens);
       }
     });
 

@@ -13,7 +13,7 @@ import { Random, sample } from './sampling.js';
 
 /** @typedef {import('./model.js').Model} Model */
 /** @typedef {{shape: import('./model.js').ProgramShape, position: number, run: (ids: number[]) => Promise<Float32Array>}} Runs */
-/** @typedef {{temperature: number, topP: number}} Sampling */
+/** @typedef {{temperature: number, topP: number, minP: number}} Sampling */
 
 export class Composer {
   /**

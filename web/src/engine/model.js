@@ -120,7 +120,7 @@
  * @property {string} name
  * @property {{license: string | null, datasets: string[]}} card
  * @property {ProgramShape} program
- * @property {{temperature: number, topP: number}} sampling
+ * @property {{temperature: number, topP: number, minP: number}} sampling
  * @property {string[]} tokens
  * @property {number} pad
  * @property {number} bos

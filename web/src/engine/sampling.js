@@ -1,4 +1,4 @@
-/** Drawing the next token: temperature, top-p and a seeded generator, all in double precision. */
+/** Drawing the next token: temperature, top-p, min-p and a seeded generator, all in double precision. */
 
 /**
  * A generator of random numbers with a seed: Mulberry32, 32 bits of state. Two outputs make one number of 53 bits, so
@@ -39,12 +39,12 @@ export function argmax(scores) {
 
 /**
  * Draw a token. As in Transformers: scores are divided by the temperature, then the least likely tokens that together
- * have at most 1 - topP are left out, but never the most likely one.
+ * have at most 1 - topP are left out, and those less than minP times as likely as the most likely one, which stays.
  * @param {Float64Array} scores Minus infinity for tokens that may not come.
- * @param {{temperature: number, topP: number}} options A temperature of 0 takes the most likely token.
+ * @param {{temperature: number, topP: number, minP: number}} options A temperature of 0 takes the most likely token.
  * @param {Random} random
  */
-export function sample(scores, { temperature, topP }, random) {
+export function sample(scores, { temperature, topP, minP }, random) {
   if (temperature === 0) return argmax(scores);
   const top = scores[argmax(scores)];
   const candidates = [];
@@ -59,11 +59,9 @@ export function sample(scores, { temperature, topP }, random) {
   candidates.sort((a, b) => a.weight - b.weight || a.id - b.id);
   let left = 0;
   let first = 0;
-  if (topP < 1) {
-    while (first < candidates.length - 1 && left + candidates[first].weight <= (1 - topP) * total) {
-      left += candidates[first++].weight;
-    }
-  }
+  const isLeftOut = (/** @type {number} */ weight) =>
+    weight < minP || (topP < 1 && left + weight <= (1 - topP) * total);
+  while (first < candidates.length - 1 && isLeftOut(candidates[first].weight)) left += candidates[first++].weight;
   let rest = random.next() * (total - left);
   for (let index = candidates.length - 1; index > first; index--) {
     rest -= candidates[index].weight;

@@ -20,7 +20,7 @@ import { Vocabulary } from './vocabulary.js';
  *   | {type: 'play', take: number, horizon: number, seconds: number | null, pause: number}
  *   | {type: 'horizon', step: number}
  *   | {type: 'stop'}
- *   | {type: 'sampling', temperature: number, topP: number}
+ *   | {type: 'sampling', temperature: number}
  *   | {type: 'controls', wanted: Record<string, import('./controls.js').Wanted>}
  *   | {type: 'infill', take: number, ids: number[], gap: [number, number], seed: number}} Request
  */
@@ -101,7 +101,7 @@ export class Studio {
         this.#halt();
         break;
       case 'sampling':
-        composer.sampling = { temperature: request.temperature, topP: request.topP };
+        composer.sampling.temperature = request.temperature;
         break;
       case 'controls':
         composer.steer(request.wanted);
