@@ -60,7 +60,7 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
     await serve(folder, { isolated: !values.plain, port });
     console.log(`http://localhost:${port}/  (Ctrl-C ends it)`);
   } catch (error) {
-    const other = `node ${relative('.', process.argv[1])} ${folder} --port ${port + 1}`;
+    const other = `node ${relative('.', process.argv[1])} ${folder} --port ${port + 1}${values.plain ? ' --plain' : ''}`;
     console.error(error.code === 'EADDRINUSE' ? `Port ${port} is taken; with another one: ${other}` : error.message);
     process.exitCode = 2;
   }
