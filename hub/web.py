@@ -38,6 +38,7 @@ from hub.decoder_program import (
 from tokenization import (
     control_feedback,
     controls,
+    forgotten_keys,
     grammar,
     infill_grammar,
     midi_reader,
@@ -103,7 +104,8 @@ def page_constants(model, tokenizer, program: DecoderProgram, name: str) -> dict
         )
         | {"VELOCITY_OF_BIN": performance.VELOCITY_OF_BIN.tolist()},
         "grammar": _constants(
-            grammar, "BEGIN END NOTHING CONTROL PREFIX CLOSING_STEPS CLOSING_REST_STEPS PIANO SEGMENT_STEPS"
+            grammar,
+            "BEGIN END NOTHING CONTROL PREFIX CLOSING_STEPS CLOSING_REST_STEPS PIANO SEGMENT_STEPS RELEASED_KEYS",
         ),
         "repetition": _constants(repetition, "MAX_LAG MAX_REPEATED_NOTES PENALTY"),
         "generation": _constants(music_generation, "TOKENS_PER_SECOND SPARE_TOKENS"),
@@ -121,8 +123,9 @@ def page_constants(model, tokenizer, program: DecoderProgram, name: str) -> dict
         ],
         "control": _constants(controls, "UNSTATED PLANNED OFF DEFAULT_CONTROLS"),
         "feedback": _constants(
-            control_feedback, "DENSITY_RATE LOUDNESS_RATE NOTE_LENGTH_RATE VELOCITY_UNIT LIMIT ATTRIBUTES"
+            control_feedback, "DENSITY_RATE LOUDNESS_RATE NOTE_LENGTH_RATE VELOCITY_UNIT LIMIT LEAST_PLANNED ATTRIBUTES"
         ),
+        "forgotten": _constants(forgotten_keys, "RATE"),
         "infill": None
         if infill_ids is None
         else infill_ids._asdict()

@@ -22,9 +22,10 @@ from hub.web import write_page
 from tests.conftest import _make_score
 from tests.tiny_models import save_model
 from tokenization import MusicTxTokenizer, PerformanceWithControls, generate_music, piano_logits_processors
+from tokenization.grammar import spans_of
 from tokenization.infill_grammar import Gap, InfillGrammar
 from tokenization.midi_reader import MIDI_SUFFIXES
-from tokenization.performance import events_to_notes
+from tokenization.performance import NOTE_OFF, events_to_notes
 from tokenization.repetition import LoopBreaker
 
 # Prefixes whose masks are compared, for each model.
@@ -163,7 +164,7 @@ def feedback(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterat
     for index in range(12):
         controls = {name: wanted[name] for name in list(wanted)[index % 3 :]}
         prompt, ids, shifts = int(random.integers(1, 40)), [tokenizer.bos_token_id], []
-        *_, keeps, grammar, _ = piano_logits_processors(tokenizer, prompt_length=prompt, controls=controls)
+        keeps, _, grammar, _ = piano_logits_processors(tokenizer, prompt_length=prompt, controls=controls)
         for _ in range(160):
             row, zeros = torch.tensor([ids]), torch.zeros(1, len(tokenizer))
             shifts.append(keeps(row, zeros)[0].tolist() if len(ids) % 16 == 0 else None)
@@ -171,6 +172,21 @@ def feedback(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterat
             if ids[-1] == tokenizer.eos_token_id:
                 break
         yield {"controls": controls, "prompt": prompt, "ids": ids, "shifts": shifts}
+
+
+def forgotten(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterator[dict]:
+    """Music in which keys are left out of releases, with what is added to their NoteOffs, after some of its ids."""
+    off = spans_of(tokenizer)[NOTE_OFF]
+    for _ in range(12):
+        score = _make_score(int(random.integers(1 << 30)), seconds=15, pedal=True)
+        ids = tokenizer(score)["input_ids"]
+        ids = [id for id in ids if not (off.start <= id < off.stop and random.random() < 0.2)][:600]
+        prompt, raised = int(random.integers(1, 100)), []
+        forgotten_keys, *_ = piano_logits_processors(tokenizer, prompt_length=prompt)
+        for length in range(1, len(ids) + 1):
+            added = forgotten_keys(torch.tensor([ids[:length]]), torch.zeros(1, len(tokenizer)))[0]
+            raised.append({int(id): float(added[id]) for id in added.nonzero().flatten()} if length % 8 == 0 else None)
+        yield {"prompt": prompt, "ids": ids, "raised": raised}
 
 
 def loops(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterator[dict]:
@@ -268,6 +284,7 @@ def write_vectors(folder: Path, seed: int, midi: Path | None) -> None:
                 "decoded": list(decoded(tokenizer, random)),
                 "walks": list(walks(tokenizer, random)),
                 "feedback": list(feedback(tokenizer, random)),
+                "forgotten": list(forgotten(tokenizer, random)),
                 "loops": list(loops(tokenizer, random)),
                 "draws": list(draws(random)),
                 "continuations": list(continuations(model, tokenizer, random)),

@@ -6,7 +6,7 @@ import torch
 from tiny_models import make_model
 
 from tokenization import MusicTxTokenizer, PerformanceWithControls, generate_music
-from tokenization.control_feedback import LIMIT, ControlFeedback
+from tokenization.control_feedback import LEAST_PLANNED, LIMIT, ControlFeedback
 from tokenization.performance import VELOCITY_OF_BIN, events_to_notes
 
 TOKENIZER = MusicTxTokenizer.from_miditok(PerformanceWithControls())
@@ -115,6 +115,12 @@ def test_the_music_keeps_to_what_the_model_itself_has_planned():
     assert planned == given
     later = torch.cat([ids, ids_of("Density_16", "NoteOn_64")], dim=1)
     assert shifts({"density": "planned"}, later)["NoteOn_67"] == pytest.approx(given["NoteOn_67"] - 0.5 / 16)
+
+
+def test_a_run_of_fast_notes_is_not_made_up_for_where_the_density_is_planned():
+    run = ids_of("BOS_None", "Density_2", "Velocity_62", *(f"NoteOn_{key}" for key in range(40, 70)))
+    assert shifts({"density": "planned"}, run)["NoteOn_80"] == LEAST_PLANNED
+    assert shifts({"density": 2}, run)["NoteOn_80"] == -LIMIT
 
 
 def test_what_is_planned_is_stated_for_every_segment():

@@ -35,6 +35,9 @@ VELOCITY_UNIT = 16
 # The largest number: with it an event is about fifty times as likely as any that is not shifted.
 LIMIT = 4.0
 
+# The least number of a planned density. A run of fast notes is heard as such, and not made up for by a rest of seconds.
+LEAST_PLANNED = -1.5
+
 # The attributes that are enforced.
 ATTRIBUTES = tuple(attribute.name for attribute in (DENSITY, LOUDNESS, NOTE_LENGTH))
 
@@ -151,4 +154,6 @@ class ControlFeedback(LogitsProcessor):
             changes["note_length"] = NOTE_LENGTH_RATE * change
             sounding += ((value, time),) if is_strike else ()
         numbers = {name: min(max(getattr(state, name) + change, -LIMIT), LIMIT) for name, change in changes.items()}
+        if density is not None and self._controls.number(self._indexes[0], state.time) is None:
+            numbers["density"] = max(numbers["density"], LEAST_PLANNED)
         return state._replace(time=time, sounding=sounding, **numbers)

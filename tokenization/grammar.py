@@ -45,6 +45,9 @@ PIANO = {"pitch_range": (21, 108), "max_note_seconds": 10.0, "max_rest_seconds":
 # before the limit: in MAESTRO there are four such waits in a minute.
 CLOSING_STEPS, CLOSING_REST_STEPS = 10 * STEPS_PER_SECOND, STEPS_PER_SECOND
 
+# NoteOffs in one step that make a release: the pedal or a chord comes up.
+RELEASED_KEYS = 3
+
 # The newest tokens that identify a sequence in the cache: ten seconds of music. Two sequences of one length that
 # differ only before them would share a state.
 CACHE_KEY_TOKENS = 256
@@ -109,6 +112,8 @@ class GrammarState:
         control: Attribute that the newest token states, or -1.
         down: Which keys sound, bool, `[128]`.
         struck: The step of the NoteOn of each sounding key, the oldest first.
+        offs: NoteOffs in this step.
+        left_out: The step of the first release after the NoteOn of each sounding key, for keys that it left out.
         new_tokens: Tokens since the end of the prompt.
         sounding: Keys that sound at the beginning, where the music begins after Infill_Prefix.
         next_off, next_on: The lowest keys that a NoteOff and a NoteOn may still name in this step.
@@ -121,12 +126,14 @@ class GrammarState:
         self.down = np.zeros(NUM_PITCHES, dtype=bool)
         self.down[list(sounding)] = True
         self.struck = dict.fromkeys(sounding, BEFORE)
+        self.offs, self.left_out = 0, {}
         self.new_tokens, self.sounding = 0, sounding
 
     def copy(self) -> "GrammarState":
         """Return a copy that can be advanced on its own."""
         copy = GrammarState.__new__(GrammarState)
-        copy.__dict__.update(self.__dict__, down=self.down.copy(), struck=self.struck.copy())
+        copies = {name: getattr(self, name).copy() for name in ("down", "struck", "left_out")}
+        copy.__dict__.update(self.__dict__, **copies)
         return copy
 
     def advance(self, kind: int, value: int):
@@ -147,18 +154,24 @@ class GrammarState:
             return
         if kind == TIME_SHIFT:
             self.time += value
-            self.next_off = self.next_on = 0
+            self.next_off = self.next_on = self.offs = 0
         else:
             self.segment = (self.time - self.prompt_time) // SEGMENT_STEPS
         if kind == NOTE_ON:
             self.down[value] = True
             self.struck.pop(value, None)
+            self.left_out.pop(value, None)
             self.struck[value] = self.onset = self.time
             self.next_off, self.next_on = NUM_PITCHES, value + 1
         elif kind == NOTE_OFF:
             self.down[value] = False
             self.struck.pop(value, None)
+            self.left_out.pop(value, None)
             self.next_off = value + 1
+            self.offs += 1
+            if self.offs == RELEASED_KEYS:
+                # Keys that this release does not leave out come up in this very step.
+                self.left_out = dict.fromkeys(self.struck, self.time) | self.left_out
         elif kind == VELOCITY:
             self.velocity = value
         self.kind, self.value = kind, value
@@ -236,7 +249,7 @@ class MusicGrammar(LogitsProcessor):
         self._close_after_steps = close_after_seconds and round(close_after_seconds * STEPS_PER_SECOND)
         self._prompt_length = prompt_length
         self._before = [np.asarray(ids, dtype=np.int64).tolist() for ids in before]
-        self._states = PrefixStateCache(self._begin, self._advance)
+        self.states = PrefixStateCache(self._begin, self._advance)
 
     def _begin(self, row: int, rows: int) -> GrammarState:
         # The return sequences of a prompt follow each other.
@@ -266,7 +279,7 @@ class MusicGrammar(LogitsProcessor):
         original = scores
         allowed = np.zeros(scores.shape, dtype=bool)
         demanded = []
-        for index, (row, state) in enumerate(zip(allowed, self._states(input_ids), strict=True)):
+        for index, (row, state) in enumerate(zip(allowed, self.states(input_ids), strict=True)):
             self._allow(row, state)
             if self._controls.stated:
                 demanded += ((index, *control) for control in self._demand_control(row, state))

@@ -16,6 +16,7 @@ from transformers import LogitsProcessor
 
 from .control_feedback import ControlFeedback
 from .controls import DEFAULT_CONTROLS
+from .forgotten_keys import ForgottenKeys
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .infill_grammar import Gap, InfillGrammar
 from .performance import NUM_PITCHES, STEPS_PER_SECOND
@@ -114,8 +115,7 @@ def generate_music(
         rules["controls"] = controls
     if gap is not None:
         most = SPARE_TOKENS + math.ceil(TOKENS_PER_SECOND * (gap.stop - gap.start) / STEPS_PER_SECOND)
-        feedback = [ControlFeedback(tokenizer, controls, length)] if controls else []
-        own = [*feedback, InfillGrammar(tokenizer, gap, most, **PIANO | rules), LoopBreaker(tokenizer)]
+        own = _processors(tokenizer, InfillGrammar(tokenizer, gap, most, **PIANO | rules), length, controls)
         generate_kwargs.setdefault("eos_token_id", tokenizer.infill_ids.end)
         # After `most` tokens: the offs of all keys, the events of kept notes, and the time to the end of the gap.
         generate_kwargs.setdefault("max_new_tokens", most + 3 * (NUM_PITCHES + len(gap.kept)) + gap.join)
@@ -176,13 +176,16 @@ def piano_logits_processors(
     """
     if tokenizer.has_events:
         grammar = MusicGrammar(tokenizer, before=before, prompt_length=prompt_length, **PIANO | rules)
-        controls = rules.get("controls")
-        # Before the grammar, which gives a control the probability of all events that it allows.
-        feedback = [ControlFeedback(tokenizer, controls, prompt_length)] if controls else []
-        return [*feedback, grammar, LoopBreaker(tokenizer)]
+        return _processors(tokenizer, grammar, prompt_length, rules.get("controls"))
     if rules:
         raise ValueError(f"{', '.join(rules)}: only the untrained Performance encoding has a grammar.")
     return []
+
+
+def _processors(tokenizer, grammar: MusicGrammar, prompt_length: int, controls: Mapping | None):
+    feedback = [ControlFeedback(tokenizer, controls, prompt_length)] if controls else []
+    # The grammar after what shifts scores, for it gives a control the probability of all events that it allows.
+    return [*feedback, ForgottenKeys(tokenizer, grammar), grammar, LoopBreaker(tokenizer)]
 
 
 def first_seconds(ids: np.ndarray, tokenizer, seconds: float) -> np.ndarray:

@@ -7,6 +7,7 @@ import { describe, test } from 'node:test';
 import { Composer } from '../src/engine/composer.js';
 import { Controls } from '../src/engine/controls.js';
 import { ControlFeedback } from '../src/engine/feedback.js';
+import { raiseForgottenKeys } from '../src/engine/forgotten.js';
 import { MusicGrammar, pianoRules } from '../src/engine/grammar.js';
 import { Gap, InfillGrammar } from '../src/engine/infill.js';
 import { Program } from '../src/engine/program.js';
@@ -113,6 +114,23 @@ for (const name of ['plain', 'controls']) {
         });
       }
       assert.equal(largest > 1, name === 'controls');
+    });
+
+    test('keys that releases have left out come up as in Python', () => {
+      let largest = 0;
+      for (const { prompt, ids, raised } of vectors.forgotten) {
+        const grammar = new MusicGrammar(model);
+        raised.forEach((expected, index) => {
+          grammar.advance(ids[index]);
+          if (index < prompt) grammar.state.endPrompt();
+          if (expected === null) return;
+          const scores = new Float64Array(model.program.vocabulary);
+          raiseForgottenKeys(scores, grammar);
+          scores.forEach((score, id) => assert.ok(Math.abs(score - (expected[id] ?? 0)) <= 1e-4, `${id}: ${score}`));
+          largest = Math.max(largest, ...scores);
+        });
+      }
+      assert.ok(largest > 4);
     });
 
     test('the loop breaker lowers the same keys', () => {

@@ -6,6 +6,7 @@
 
 import { Controls } from './controls.js';
 import { ControlFeedback } from './feedback.js';
+import { raiseForgottenKeys } from './forgotten.js';
 import { GrammarState, MusicGrammar, pianoRules } from './grammar.js';
 import { Gap, InfillGrammar } from './infill.js';
 import { LoopBreaker } from './repetition.js';
@@ -119,8 +120,9 @@ export class Composer {
     const ids = this.ids.slice(this.taken);
     const scores = new Float64Array(await this.program.run(ids));
     this.taken = this.ids.length;
-    // Before the grammar, which gives a control the probability of all events that it allows.
     this.feedback.apply(scores);
+    raiseForgottenKeys(scores, this.grammar);
+    // The grammar after what shifts scores, for it gives a control the probability of all events that it allows.
     this.grammar.apply(scores);
     this.loops.apply(scores);
     const id = sample(scores, this.sampling, this.random);

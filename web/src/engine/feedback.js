@@ -60,13 +60,15 @@ export class ControlFeedback {
    * @param {number} value
    */
   #count(kind, value) {
-    const { DENSITY_RATE, LOUDNESS_RATE, NOTE_LENGTH_RATE, VELOCITY_UNIT } = this.model.feedback;
+    const { DENSITY_RATE, LOUDNESS_RATE, NOTE_LENGTH_RATE, VELOCITY_UNIT, LEAST_PLANNED } = this.model.feedback;
     const { NOTE_ON, TIME_SHIFT, STEPS_PER_SECOND, VELOCITY_OF_BIN } = this.model.performance;
     const [density, loudness, noteLength] = this.#wanted();
     const steps = kind === TIME_SHIFT ? value : 0;
     const isStrike = kind === NOTE_ON;
     if (density !== null) {
       this.density = this.#bound(this.density + DENSITY_RATE * (steps / STEPS_PER_SECOND - Number(isStrike) / density));
+      const isPlanned = this.controls.number(this.indexes[0], this.time) === null;
+      if (isPlanned) this.density = Math.max(this.density, LEAST_PLANNED);
     }
     if (loudness !== null && isStrike && this.velocity !== null) {
       const lacking = loudness - VELOCITY_OF_BIN[this.velocity];

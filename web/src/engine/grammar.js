@@ -32,6 +32,9 @@ export class GrammarState {
     this.down = new Uint8Array(NUM_PITCHES);
     /** @type {Map<number, number>} The step of the strike of each sounding key, the oldest first. */
     this.struck = new Map();
+    this.offs = 0;
+    /** @type {Map<number, number>} The step of the first release that left out each of these keys. */
+    this.leftOut = new Map();
     for (const pitch of sounding) {
       this.down[pitch] = 1;
       this.struck.set(pitch, BEFORE);
@@ -52,7 +55,7 @@ export class GrammarState {
    */
   advance(kind, value) {
     const { NOTE_ON, NOTE_OFF, TIME_SHIFT, VELOCITY, NUM_PITCHES } = this.model.performance;
-    const { NOTHING, PREFIX, CONTROL, SEGMENT_STEPS } = this.model.grammar;
+    const { NOTHING, PREFIX, CONTROL, SEGMENT_STEPS, RELEASED_KEYS } = this.model.grammar;
     if (kind === NOTHING) return;
     if (kind === PREFIX) {
       // What came before is the music after a gap.
@@ -63,13 +66,14 @@ export class GrammarState {
     if (kind === CONTROL) return;
     if (kind === TIME_SHIFT) {
       this.time += value;
-      this.nextOff = this.nextOn = 0;
+      this.nextOff = this.nextOn = this.offs = 0;
     } else {
       this.segment = Math.floor((this.time - this.promptTime) / SEGMENT_STEPS);
     }
     if (kind === NOTE_ON) {
       this.down[value] = 1;
       this.struck.delete(value);
+      this.leftOut.delete(value);
       this.struck.set(value, this.time);
       this.onset = this.time;
       this.nextOff = NUM_PITCHES;
@@ -77,7 +81,12 @@ export class GrammarState {
     } else if (kind === NOTE_OFF) {
       this.down[value] = 0;
       this.struck.delete(value);
+      this.leftOut.delete(value);
       this.nextOff = value + 1;
+      if (++this.offs === RELEASED_KEYS) {
+        // Keys that this release does not leave out come up in this very step.
+        for (const key of this.struck.keys()) if (!this.leftOut.has(key)) this.leftOut.set(key, this.time);
+      }
     } else if (kind === VELOCITY) {
       this.velocity = value;
     }

@@ -54,6 +54,7 @@
  * @property {number} CLOSING_STEPS
  * @property {number} CLOSING_REST_STEPS
  * @property {number} SEGMENT_STEPS
+ * @property {number} RELEASED_KEYS
  * @property {Piano} PIANO
  */
 
@@ -75,6 +76,7 @@
  * @property {number} NOTE_LENGTH_RATE
  * @property {number} VELOCITY_UNIT
  * @property {number} LIMIT
+ * @property {number} LEAST_PLANNED
  */
 
 /**
@@ -131,6 +133,7 @@
  * @property {GrammarConstants} grammar
  * @property {{MAX_LAG: number, MAX_REPEATED_NOTES: number, PENALTY: number}} repetition
  * @property {FeedbackConstants} feedback
+ * @property {{RATE: number}} forgotten
  * @property {{TOKENS_PER_SECOND: number, SPARE_TOKENS: number}} generation
  * @property {MidiConstants} midi
  * @property {Attribute[]} controls
