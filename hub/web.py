@@ -123,7 +123,8 @@ def page_constants(model, tokenizer, program: DecoderProgram, name: str) -> dict
         ],
         "control": _constants(controls, "UNSTATED PLANNED OFF DEFAULT_CONTROLS"),
         "feedback": _constants(
-            control_feedback, "DENSITY_RATE LOUDNESS_RATE NOTE_LENGTH_RATE VELOCITY_UNIT LIMIT LEAST_PLANNED ATTRIBUTES"
+            control_feedback,
+            "DENSITY_RATE LOUDNESS_RATE NOTE_LENGTH_RATE VELOCITY_UNIT LIMIT LEAST_PLANNED ATTRIBUTES",
         ),
         "forgotten": _constants(forgotten_keys, "RATE"),
         "infill": None

@@ -160,8 +160,9 @@ def feedback(tokenizer: MusicTxTokenizer, random: np.random.Generator) -> Iterat
     """Random well-formed ids with what the feedback adds to every score, after some of them."""
     if not tokenizer.attributes:
         return
-    wanted = {"density": 7, "loudness": [[0, 40], [15, 90]], "note_length": "planned"}
     for index in range(12):
+        density = 7 if index < 6 else "planned"
+        wanted = {"density": density, "loudness": [[0, 40], [15, 90]], "note_length": "planned"}
         controls = {name: wanted[name] for name in list(wanted)[index % 3 :]}
         prompt, ids, shifts = int(random.integers(1, 40)), [tokenizer.bos_token_id], []
         keeps, _, grammar, _ = piano_logits_processors(tokenizer, prompt_length=prompt, controls=controls)

@@ -4,6 +4,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .control_feedback import ControlFeedback
+from .forgotten_keys import ForgottenKeys
 from .grammar import PIANO, MaxSeconds, MusicGrammar
 from .midi_streamer import MidiStreamer
 from .music_generation import first_seconds, generate_music, piano_logits_processors
@@ -22,6 +23,7 @@ MusicTxTokenizer.register_for_auto_class()
 __all__ = [
     "PIANO",
     "ControlFeedback",
+    "ForgottenKeys",
     "LoopBreaker",
     "MaxSeconds",
     "MidiGenerationPipeline",

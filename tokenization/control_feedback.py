@@ -35,7 +35,7 @@ VELOCITY_UNIT = 16
 # The largest number: with it an event is about fifty times as likely as any that is not shifted.
 LIMIT = 4.0
 
-# The least number of a planned density. A run of fast notes is heard as such, and not made up for by a rest of seconds.
+# The least number of a planned density: a run of fast notes is not to be made up for by a rest of many seconds.
 LEAST_PLANNED = -1.5
 
 # The attributes that are enforced.

@@ -2,8 +2,8 @@
 
 When the pedal is lifted, or a chord ends, many keys come up in one step. A model that leaves one of them out takes it
 for released from then on, and it would sound until the grammar ends it. So the longer a key has sounded since such a
-release, the more likely its NoteOff becomes. Fingers hold keys too: in MAESTRO's validation split, 27% of the keys that
-a release leaves out sound for another second, 3% for three and 0.5% for six.
+release, the more likely its NoteOff becomes. Fingers hold keys too: of the keys that a release leaves out in MAESTRO's
+validation split, 27% sound for another second, 3% for three and 0.5% for six.
 
 Shape letters: B batch, T tokens, V vocabulary.
 """
@@ -14,7 +14,7 @@ from transformers import LogitsProcessor
 from .grammar import MusicGrammar, spans_of
 from .performance import NOTE_OFF, STEPS_PER_SECOND
 
-# Added to the score of a NoteOff, times the square of the seconds: little within the second that fingers hold keys for.
+# Added to the score of a NoteOff, times the square of the seconds: little where fingers may hold a key, soon decisive.
 RATE = 1.0
 
 
