@@ -334,8 +334,8 @@ def test_what_is_saved_is_loaded_and_saved_again_byte_for_byte(tmp_path, make_sc
     TOKENIZER.save_pretrained(tmp_path / "first")
     code = {f"{name}.py" for name in ("chorales", "encodings", "performance", "performance_encoding")}
     code |= {f"{name}.py" for name in ("midi_reader", "single_stream", "token_expansion", "tokenization_music_tx")}
-    code |= {f"{name}.py" for name in ("grammar", "music_generation", "pipeline_music_tx", "repetition")}
-    code |= {f"{name}.py" for name in ("control_feedback", "controls", "infill_grammar", "infilling")}
+    code |= {f"{name}.py" for name in ("forgotten_keys", "grammar", "music_generation", "pipeline_music_tx")}
+    code |= {f"{name}.py" for name in ("control_feedback", "controls", "infill_grammar", "infilling", "repetition")}
     assert set(files_of(tmp_path / "first")) == {"miditok.json", "tokenizer_config.json", *code}
     for load in (AutoTokenizer, MusicTxTokenizer):
         loaded = load.from_pretrained(tmp_path / "first")
