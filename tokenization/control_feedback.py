@@ -12,7 +12,8 @@ an integral controller does, by one number for each control:
                  median is what is wanted. It is added to NoteOff; times the ends wanted in that time, it is subtracted
                  from TimeShift.
 
-An integral forgets nothing, so that what the music lacks in one second is made up in the next ones.
+An integral forgets nothing, so that what the music lacks in one second is made up in the next ones. Of onsets beyond a
+density that the model planned itself, no more than three seconds' worth are made up for.
 
 Shape letters: B batch, T tokens, V vocabulary.
 """
@@ -35,7 +36,7 @@ VELOCITY_UNIT = 16
 # The largest number: with it an event is about fifty times as likely as any that is not shifted.
 LIMIT = 4.0
 
-# The least number of a planned density: a run of fast notes is not to be made up for by a rest of many seconds.
+# The least number of a planned density, three seconds' worth: a run of fast notes need not lead to a long rest.
 LEAST_PLANNED = -1.5
 
 # The attributes that are enforced.

@@ -249,7 +249,7 @@ class MusicGrammar(LogitsProcessor):
         self._close_after_steps = close_after_seconds and round(close_after_seconds * STEPS_PER_SECOND)
         self._prompt_length = prompt_length
         self._before = [np.asarray(ids, dtype=np.int64).tolist() for ids in before]
-        self.states = PrefixStateCache(self._begin, self._advance)
+        self.states = PrefixStateCache(self._begin, self._advance)  # `ForgottenKeys` reads them too
 
     def _begin(self, row: int, rows: int) -> GrammarState:
         # The return sequences of a prompt follow each other.
