@@ -45,8 +45,8 @@ PIANO = {"pitch_range": (21, 108), "max_note_seconds": 10.0, "max_rest_seconds":
 # before the limit: in MAESTRO there are four such waits in a minute.
 CLOSING_STEPS, CLOSING_REST_STEPS = 10 * STEPS_PER_SECOND, STEPS_PER_SECOND
 
-# NoteOffs in one step that make a release: the pedal or a chord comes up.
-RELEASED_KEYS = 3
+# NoteOffs in one step that make a release: the pedal, a chord or an octave comes up.
+RELEASED_KEYS = 2
 
 # The newest tokens that identify a sequence in the cache: ten seconds of music. Two sequences of one length that
 # differ only before them would share a state.
