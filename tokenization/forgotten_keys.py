@@ -1,9 +1,9 @@
 """A LogitsProcessor that lets keys come up which the model has forgotten.
 
-When the pedal is lifted, or a chord ends, several keys come up in one step. A model that leaves one of them out takes it
-for released from then on, and it would sound until the grammar ends it. So the longer a key has sounded since such a
-release, the more likely its NoteOff becomes. Fingers hold keys too: of the keys that a release leaves out in MAESTRO's
-validation split, 21% sound for another second, 3% for three and 0.5% for six.
+When the pedal is lifted, or a chord ends, several keys come up in one step. A model that leaves one of them out takes
+it for released from then on, and it would sound until the grammar ends it. So the longer a key has sounded since such
+a release, the more likely its NoteOff becomes. Fingers hold keys too: of the keys that a release leaves out in
+MAESTRO's validation split, 21% sound for another second, 3% for three and 0.5% for six.
 
 Shape letters: B batch, T tokens, V vocabulary.
 """
