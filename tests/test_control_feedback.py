@@ -32,7 +32,9 @@ def played(ids: np.ndarray) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize(("density", "loudness", "note_length"), [(3, 40, 0.8), (12, 84, 0.2), (6, 60, 0.4)])
-def test_music_of_random_weights_keeps_to_what_is_wanted(density, loudness, note_length):
+def test_music_of_random_weights_keeps_to_what_is_wanted(density, loudness, note_length, monkeypatch):
+    # Feedback alone: random weights leave keys out of every release.
+    monkeypatch.setattr("tokenization.forgotten_keys.RATE", 0.0)
     torch.manual_seed(0)
     (ids,) = generate_music(
         make_model(TOKENIZER),
